@@ -1,0 +1,1 @@
+"""Pure rules that both sides run: the mesh's addresses and its signed roster."""

@@ -1,0 +1,357 @@
+"""
+What people and the control plane say to each other, as JSON over HTTPS under `/v1`.
+
+Money is integer micro-credits (`_uc`; 1 credit = 1 USD). Times are UTC. Ids that a client makes (`id` of a request)
+make the request repeatable: the same id gives the same result and happens once.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from corral.core.ids import ID_PATTERN, NAME_PATTERN
+from corral.core.money import AMOUNT_UC_MAX
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+Hours = Annotated[int, Field(ge=1, le=8760)]
+
+
+class Request(BaseModel):
+    """Base of what people send: unknown fields are refused, so that a misspelt wish is never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Answer(BaseModel):
+    """Base of what people receive: a client ignores fields that it does not know yet."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- persons and keys ---------------------------------------------------------------------------------------------
+
+
+class SignupRequest(Request):
+    name: Name
+
+
+class Person(Answer):
+    id: str
+    name: str
+    is_operator: bool
+    created_at: datetime
+
+
+class Key(Answer):
+    """An API key without its secret part."""
+
+    id: str
+    label: str
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+class NewKey(Answer):
+    """A key that was just made. `secret` is `id.secret`, shown this once and stored only as a hash."""
+
+    key: Key
+    secret: str
+
+
+class SignedUp(Answer):
+    person: Person
+    key: NewKey
+
+
+class CreateKeyRequest(Request):
+    label: Annotated[str, Field(min_length=1, max_length=80)]
+    expires_in_s: Annotated[int, Field(ge=60, le=10 * 365 * 86400)] | None = None
+
+
+class WhoAmI(Answer):
+    person: Person
+    key_id: str
+    balance_uc: int = Field(description="credits that are free to be held")
+    held_uc: int = Field(description="credits held by bookings")
+    earned_uc: int = Field(description="credits earned as a provider")
+
+
+# --- money --------------------------------------------------------------------------------------------------------
+
+
+class AddCreditRequest(Request):
+    """Operator only."""
+
+    id: Id = Field(description="client-made transfer id (prefix `tr`)")
+    person: Name
+    amount_uc: Annotated[int, Field(gt=0, le=AMOUNT_UC_MAX)]
+
+
+class Transfer(Answer):
+    """One movement of the ledger, as its two parties see it."""
+
+    id: str
+    kind: Literal["transfer", "hold", "post", "void"]
+    debit: str = Field(description="account that pays")
+    credit: str = Field(description="account that receives")
+    amount_uc: int
+    hold_id: str | None
+    booking_id: str | None
+    line_id: str | None
+    at: datetime
+    memo: str
+
+
+class EarningsLine(Answer):
+    booking_id: str
+    line_id: str
+    host: str
+    device: str
+    minutes: int
+    rate_uc_per_hour: int
+    gross_uc: int
+    fee_uc: int
+    net_uc: int
+    settled: bool = Field(description="False while the line still runs: the figures are those posted so far")
+
+
+class Earnings(Answer):
+    total_net_uc: int
+    lines: list[EarningsLine]
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+class JoinTokenRequest(Request):
+    """A token for hosts to enrol with: one use and 15 minutes, or a fleet token for many hosts."""
+
+    uses_max: Annotated[int, Field(ge=1, le=10_000)] = 1
+    expires_in_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 900
+    role: Literal["host", "gateway"] = "host"
+
+
+class JoinToken(Answer):
+    token: str
+    expires_at: datetime
+    uses_max: int
+    role: Literal["host", "gateway"]
+    url: str = Field(description="where a container on the host reaches the control plane")
+    ca_sha256: str = Field(description="SHA-256 of the control plane's CA certificate (DER), hex; empty for plain HTTP")
+    agent_image: str = Field(description="image of the agent, by digest")
+
+
+class HostCheck(Answer):
+    rule: str
+    outcome: Literal["pass", "fail", "relaxed", "not_measured"]
+    value: str
+    need: str
+    remedy: str
+
+
+class Device(Answer):
+    id: str
+    key: str
+    kind: Literal["gpu", "cpu"]
+    model: str
+    cores: float
+    memory_bytes: int
+    disk_bytes: int
+    gpu_memory_bytes: int
+    status: Literal["idle", "hired", "cleaning", "unavailable"]
+
+
+HostStatus = Literal["checking", "idle", "hired", "paused", "draining", "failed", "offline", "left"]
+
+
+class Host(Answer):
+    """A machine of a provider. `status` is the one word derived from intent, health, hire and liveness."""
+
+    id: str
+    name: str
+    role: Literal["host", "gateway"]
+    status: HostStatus
+    reason: str = Field(description="what the status comes from: the failing rule, or when it was last heard of")
+    intent: Literal["active", "paused", "draining", "left"]
+    development: bool = Field(description="shared machine, exclusivity not proven")
+    last_seen_at: datetime | None
+    clock_skew_s: float | None = Field(description="the host's wall clock less ours")
+    agent_version: str
+    cpu_model: str
+    cores: float
+    memory_bytes: int
+    disk_free_bytes: int
+    gpus: list[str]
+    devices: list[Device]
+    checks: list[HostCheck]
+
+
+class IntentRequest(Request):
+    intent: Literal["active", "paused", "left"] = Field(description="`left` drains first")
+
+
+# --- market -------------------------------------------------------------------------------------------------------
+
+
+class Offer(Answer):
+    """Like devices of one provider's hosts that can be rented at this moment."""
+
+    kind: Literal["gpu", "cpu"]
+    model: str
+    rate_uc_per_hour: int = Field(description="per device")
+    devices: int
+    hosts: int
+    per_host_max: int
+    cores: float
+    memory_bytes: int
+    gpu_memory_bytes: int
+    provider: str
+    development: bool
+
+
+class Offers(Answer):
+    as_of: datetime = Field(description="at most 2 s old; settled when a booking commits")
+    offers: list[Offer]
+
+
+class ClusterRequest(Request):
+    """A renter's wish."""
+
+    name: Name | None = Field(default=None, description="empty: a name is made")
+    nodes: Annotated[int, Field(ge=1, le=4094)] = Field(default=1, description="one node is one host's share")
+    cpu: Annotated[int, Field(ge=0, le=4096)] = Field(default=0, description="CPU slices on each node")
+    gpu_model: Annotated[str, Field(min_length=1, max_length=80)] | None = None
+    gpu_count: Annotated[int, Field(ge=0, le=100_000)] = Field(default=0, description="GPUs in all")
+    hours: Hours = 1
+    single_provider: bool = False
+
+
+class QuoteLine(Answer):
+    device_id: str
+    host: str
+    provider: str
+    kind: Literal["gpu", "cpu"]
+    model: str
+    cores: float
+    memory_bytes: int
+    rate_uc_per_hour: int
+    is_head: bool
+
+
+class Quote(Answer):
+    """A priced placement. Its rates are what is charged."""
+
+    id: str
+    name: str
+    lines: list[QuoteLine]
+    hours: int
+    rate_uc_per_hour: int = Field(description="of all lines together")
+    total_uc: int = Field(description="for all booked hours; the most that will be charged")
+    hold_uc: int = Field(description="what is held now: all booked hours, at most 24 ahead")
+    minimum_uc: int = Field(description="charged even if you leave early: the first hour")
+    fee_basis_points: int = Field(description="the network's share, taken out of these amounts, not added to them")
+    expires_at: datetime
+    as_of: datetime
+
+
+# --- clusters -----------------------------------------------------------------------------------------------------
+
+ClusterState = Literal["booked", "starting", "ready", "ending", "ended", "failed"]
+
+
+class BookRequest(Request):
+    id: Id = Field(description="client-made booking id (prefix `bk`)")
+    quote_id: Id
+
+
+class Phase(Answer):
+    """A step of a cluster's start. Seconds are since the step before."""
+
+    name: Literal["quoted", "booked", "containers", "mesh", "head", "workers", "ready"]
+    at: datetime | None
+    seconds: float | None
+    detail: str = ""
+
+
+class Node(Answer):
+    id: str
+    name: str
+    role: Literal["head", "worker"]
+    host: str
+    provider: str
+    address: str
+    state: str
+    devices: list[str]
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    reason: str = ""
+
+
+class Cluster(Answer):
+    id: str
+    booking_id: str
+    name: str
+    state: ClusterState
+    reason: str
+    phases: list[Phase]
+    nodes: list[Node]
+    providers: list[str] = Field(description="everybody whose machines it runs on: it is as trustworthy as the least")
+    rate_uc_per_hour: int
+    held_uc: int
+    charged_uc: int
+    hours: int
+    created_at: datetime
+    ready_at: datetime | None
+    ends_at: datetime | None
+    ended_at: datetime | None
+    jobs_url: str | None = Field(description="Ray's job endpoint, with the Bearer key")
+    version: int = Field(description="grows with every change; `GET …?newer_than=version` waits for the next")
+
+
+class TicketAnswer(Answer):
+    """A way into the cluster's dashboard for a browser: works once, for a minute."""
+
+    url: str
+    expires_at: datetime
+
+
+class ExtendRequest(Request):
+    id: Id = Field(description="client-made id of this extension (prefix `ex`)")
+    hours: Hours
+    total_uc_max: Annotated[int, Field(ge=0, le=AMOUNT_UC_MAX)] | None = Field(
+        default=None, description="refuse if the extension would cost more"
+    )
+
+
+class BillLine(Answer):
+    line_id: str
+    host: str
+    provider: str
+    device: str
+    rate_uc_per_hour: int
+    from_at: datetime | None
+    to_at: datetime | None
+    minutes: int = Field(description="charged: max(60, used) less those not delivered")
+    minutes_not_delivered: int
+    amount_uc: int
+    provider_uc: int
+    fee_uc: int
+    state: Literal["active", "ended", "replaced", "refunded"]
+
+
+class Bill(Answer):
+    """What one booking cost, and where it went. Amounts are final once `final` is true."""
+
+    booking_id: str
+    cluster: str
+    final: bool
+    lines: list[BillLine]
+    amount_uc: int
+    held_uc: int
+    returned_uc: int
+    fee_uc: int
+    ledger_sum_uc: int = Field(description="sum over all accounts of this booking's movements: always 0")
