@@ -1,0 +1,1 @@
+"""What tests need in place of the world: clocks, ids, a PostgreSQL, fakes that keep the real thing's contract."""
