@@ -1,0 +1,51 @@
+"""Like devices as one row: what the network offers now, and what it cannot offer although it is idle."""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from datetime import datetime
+
+from corral.market.placement import QuotedLine, Rentable, counts_by_host, priced
+from corral.market.prices import Prices
+from corral.wire.api import Offer, Offers, UnavailableDevices
+
+
+def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -> Offers:
+    """
+    What can be rented at `now`, cheapest first. A row is of one model, provider, rate and share of the host.
+
+    Every device is either counted in an offer or, with the reason, among the unavailable.
+    """
+    is_shared = {device.device_id: device.development for device in devices}
+    groups: defaultdict[tuple[object, ...], list[QuotedLine]] = defaultdict(list)
+    lines = priced(devices, prices)
+    for line in lines:
+        share = (line.cores, line.memory_bytes, line.gpu_memory_bytes)
+        key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, is_shared[line.device_id], share)
+        groups[key].append(line)
+    offers = [_offer(group, development=is_shared[group[0].device_id]) for group in groups.values()]
+    offers.sort(key=lambda offer: (offer.kind != "gpu", offer.rate_uc_per_hour, offer.model, offer.provider))
+    offered = {line.device_id for line in lines}
+    # A CPU slice always has a price: only a GPU's model can be unknown.
+    missing = Counter(device.model for device in devices if device.device_id not in offered)
+    unavailable = [
+        UnavailableDevices(kind="gpu", model=model, devices=count, reason="the price file has no price for this model")
+        for model, count in sorted(missing.items())
+    ]
+    return Offers(as_of=now, offers=offers, unavailable=unavailable)
+
+
+def _offer(group: list[QuotedLine], *, development: bool) -> Offer:
+    first, per_host = group[0], counts_by_host(group)
+    return Offer(
+        kind=first.kind,
+        model=first.model,
+        rate_uc_per_hour=first.rate_uc_per_hour,
+        devices=len(group),
+        hosts=len(per_host),
+        per_host_max=max(per_host.values()),
+        cores=first.cores,
+        memory_bytes=first.memory_bytes,
+        gpu_memory_bytes=first.gpu_memory_bytes,
+        provider=first.provider_name,
+        development=development,
+    )
