@@ -1,0 +1,87 @@
+"""What can go wrong with clusters."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from corral.core.errors import CorralError
+
+
+class ClustersError(CorralError):
+    """Base of this domain's errors."""
+
+    code = "clusters_error"
+
+
+class ClusterUnknown(ClustersError):
+    """The caller has no cluster of that name or id; somebody else's is not told apart from none."""
+
+    code = "cluster_unknown"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"you have no cluster {name}", hint="corral ps", name=name)
+
+
+class ClusterNameTaken(ClustersError):
+    """A living cluster has the name already; names are web origins, so they are unique for everybody."""
+
+    code = "cluster_name_taken"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"a living cluster is named {name} already; nothing was booked or charged",
+            hint="ask for a quote with another name",
+            name=name,
+        )
+
+
+class GatewayUnavailable(ClustersError):
+    """No gateway is online that could serve a new cluster."""
+
+    code = "gateway_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no gateway is online at the moment; nothing was booked or charged", hint="try again in a minute"
+        )
+
+
+class ClusterNotReady(ClustersError):
+    """The cluster cannot be entered in its present state."""
+
+    code = "cluster_not_ready"
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"cluster {name} is {state}; nothing was opened", name=name, state=state)
+
+
+class ClusterOver(ClustersError):
+    """The cluster ends or has ended."""
+
+    code = "cluster_over"
+
+    def __init__(self, name: str, state: str) -> None:
+        super().__init__(f"cluster {name} is {state}; nothing was changed", name=name, state=state)
+
+
+class NotAGateway(ClustersError):
+    """A host that is no gateway asked what only gateways may."""
+
+    code = "not_a_gateway"
+
+    def __init__(self) -> None:
+        super().__init__("only a gateway may ask this; nothing was answered")
+
+
+class TransitionIllegal(ClustersError):
+    """A cluster cannot go from one state to another."""
+
+    code = "transition_illegal"
+
+    def __init__(self, cluster_id: str, present: str, wanted: str, history: Sequence[tuple[str, datetime]]) -> None:
+        steps = ", ".join(f"{state} at {at.isoformat()}" for state, at in history)
+        super().__init__(
+            f"cluster {cluster_id} cannot go from {present} to {wanted}; its history: {steps}",
+            cluster_id=cluster_id,
+            present=present,
+            wanted=wanted,
+        )

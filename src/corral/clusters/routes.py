@@ -1,0 +1,144 @@
+"""Routes of renters: their clusters."""
+
+from typing import Annotated
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query
+
+from corral import bookings, devices
+from corral.clusters.access import ENTERABLE, make_ticket
+from corral.clusters.apply import end_by_renter
+from corral.clusters.book import book
+from corral.clusters.errors import ClusterNotReady, ClusterOver
+from corral.clusters.loop import bump_cluster_of
+from corral.clusters.states import LIVING, ClusterState
+from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, own_cluster
+from corral.clusters.tables import cluster
+from corral.clusters.urls import enter_url
+from corral.clusters.views import cluster_view
+from corral.core.ids import BookingId, ClusterId, HostId, QuoteId
+from corral.identity import CallerDep
+from corral.platform.http import PlatformDep
+from corral.wire import api
+
+router = APIRouter(prefix="/v1/clusters", tags=["clusters"])
+
+LIST_MAX = 200
+
+
+@router.post("", status_code=201)
+async def create_cluster(body: api.BookRequest, caller: CallerDep, platform: PlatformDep) -> api.Cluster:
+    """Accepts a quote: devices, money and cluster in one step, all or nothing. The same id again books once."""
+    now = platform.clock.now()
+    async with platform.database.transaction() as tx:
+        cluster_id = await book(
+            tx,
+            platform,
+            booking_id=BookingId(body.id),
+            quote_id=QuoteId(body.quote_id),
+            renter_id=caller.person_id,
+            now=now,
+        )
+        return await cluster_view(tx, await cluster_row(tx, cluster_id), now)
+
+
+@router.get("")
+async def list_clusters(
+    caller: CallerDep,
+    platform: PlatformDep,
+    all_: Annotated[bool, Query(alias="all", description="those that are over, too")] = False,
+) -> list[api.Cluster]:
+    """The caller's clusters, newest first; at most 200."""
+    query = sa.select(cluster).where(cluster.c.renter_id == caller.person_id)
+    if not all_:
+        query = query.where(cluster.c.ended_at.is_(None))
+    async with platform.database.transaction() as tx:
+        rows = await tx.execute(query.order_by(cluster.c.created_at.desc(), cluster.c.id.desc()).limit(LIST_MAX))
+        now = platform.clock.now()
+        return [await cluster_view(tx, row, now) for row in rows.all()]
+
+
+@router.get("/{name_or_id}")
+async def show_cluster(
+    name_or_id: str,
+    caller: CallerDep,
+    platform: PlatformDep,
+    newer_than: Annotated[int | None, Query(ge=0, le=2**62, description="wait for a version above this")] = None,
+    wait_s: Annotated[float, Query(ge=0, le=25, description="how long to wait at most")] = 0,
+) -> api.Cluster:
+    """One of the caller's clusters; with `newer_than`, as soon as it differs from what the caller has seen."""
+    clock = platform.clock
+    deadline = clock.monotonic() + wait_s
+    async with platform.database.transaction() as tx:
+        # From here on by id: another cluster may get the name while we wait.
+        cluster_id = ClusterId((await own_cluster(tx, caller.person_id, name_or_id)).id)
+    with platform.nudges.listen(CLUSTER_TOPIC, cluster_id) as nudge:
+        while True:
+            async with platform.database.transaction() as tx:
+                row = await cluster_row(tx, cluster_id)
+                remaining_s = deadline - clock.monotonic()
+                if newer_than is None or row.version > newer_than or remaining_s <= 0:
+                    return await cluster_view(tx, row, clock.now())
+            await nudge.wait(min(remaining_s, platform.settings.poll_s))
+
+
+@router.delete("/{name_or_id}")
+async def end_cluster(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.Cluster:
+    """Ends a cluster; its bill is final at once. Again, it changes nothing."""
+    now = platform.clock.now()
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        await end_by_renter(tx, ClusterId(row.id), now)
+        return await cluster_view(tx, await cluster_row(tx, ClusterId(row.id)), now)
+
+
+@router.post("/{name_or_id}/extension")
+async def extend_cluster(
+    name_or_id: str, body: api.ExtendRequest, caller: CallerDep, platform: PlatformDep
+) -> api.Cluster:
+    """Books more hours at the same rates; at most as dear as the caller allows."""
+    now = platform.clock.now()
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        if ClusterState(row.state) not in LIVING:
+            raise ClusterOver(row.name, row.state)
+        await bookings.extend(
+            tx,
+            extension_id=body.id,
+            booking_id=BookingId(row.booking_id),
+            hours=body.hours,
+            total_uc_max=body.total_uc_max,
+            now=now,
+        )
+        await bump_cluster_of(tx, BookingId(row.booking_id))
+        await change(tx, ClusterId(row.id))
+        return await cluster_view(tx, await cluster_row(tx, ClusterId(row.id)), now)
+
+
+@router.post("/{name_or_id}/tickets", status_code=201)
+async def create_ticket(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.TicketAnswer:
+    """Makes a one-time way into the cluster's pages for the caller's browser."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id)
+        gateway = await devices.host_by_id(tx, HostId(row.gateway_id))
+        if ClusterState(row.state) not in ENTERABLE or gateway is None:
+            raise ClusterNotReady(row.name, row.state)
+        secret, expires_at = await make_ticket(
+            tx,
+            platform.randomness,
+            ClusterId(row.id),
+            person_id=caller.person_id,
+            key_id=caller.key_id,
+            expiry_s=platform.settings.ticket_expiry_s,
+            now=platform.clock.now(),
+        )
+    url = enter_url(gateway.gateway_address, row.name, platform.settings.gateway_domain, secret)
+    return api.TicketAnswer(url=url, expires_at=expires_at)
+
+
+@router.get("/{name_or_id}/bill")
+async def show_bill(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.Bill:
+    """What a cluster cost, and where it went; while it runs, what it would be if it ended now."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id)
+        return await bookings.bill(tx, BookingId(row.booking_id), now=platform.clock.now())

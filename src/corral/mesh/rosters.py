@@ -1,0 +1,111 @@
+"""Rosters of clusters: built, signed with a per-cluster key, chained, and kept."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from corral.core.ids import ClusterId
+from corral.mesh.tables import roster
+from corral.platform.database import Tx
+from corral.platform.master_key import MasterKey
+from corral.protocol.roster import GENESIS, Member, Roster, payload_hash, payload_of, sign
+from corral.wire.agent import SignedRoster
+
+_PURPOSE = "roster key"
+
+
+@dataclass(frozen=True, slots=True)
+class LatestRoster:
+    """The newest roster of a cluster."""
+
+    serial: int
+    payload_hash: str
+    members: tuple[Member, ...]
+    signed_at: datetime
+
+
+def roster_key(master_key: MasterKey, cluster_id: ClusterId) -> Ed25519PrivateKey:
+    """The key that signs a cluster's rosters: derived, never stored."""
+    return Ed25519PrivateKey.from_private_bytes(master_key.derive(_PURPOSE, cluster_id))
+
+
+def roster_public_key(master_key: MasterKey, cluster_id: ClusterId) -> str:
+    """Its public part, base 64: what nodes are told when they are made."""
+    return base64.b64encode(roster_key(master_key, cluster_id).public_key().public_bytes_raw()).decode()
+
+
+def in_order(members: Iterable[Member]) -> tuple[Member, ...]:
+    """Members in the one order in which a roster names them, so that the same members make the same roster."""
+    return tuple(sorted(members, key=lambda member: (member.kind, tuple(map(int, member.address.split("."))))))
+
+
+def successor(cluster_id: ClusterId, latest: LatestRoster | None, members: Sequence[Member]) -> Roster | None:
+    """The roster that follows `latest`; None if its members, keys and endpoints are the same."""
+    ordered = in_order(members)
+    if latest is not None and latest.members == ordered:
+        return None
+    return Roster(
+        cluster_id=cluster_id,
+        serial=latest.serial + 1 if latest else 1,
+        previous=latest.payload_hash if latest else GENESIS,
+        members=ordered,
+    )
+
+
+async def latest_roster(tx: Tx, cluster_id: ClusterId) -> LatestRoster | None:
+    """The newest roster of a cluster; None before the first."""
+    newest = sa.select(roster).where(roster.c.cluster_id == cluster_id).order_by(roster.c.serial.desc()).limit(1)
+    row = (await tx.execute(newest)).one_or_none()
+    if row is None:
+        return None
+    members = msgspec.json.decode(row.payload, type=Roster).members
+    return LatestRoster(row.serial, payload_hash(row.payload), members, row.signed_at)
+
+
+async def publish_roster(
+    tx: Tx, master_key: MasterKey, cluster_id: ClusterId, members: Sequence[Member], now: datetime
+) -> int:
+    """
+    Signs and stores the next roster, unless nothing changed.
+
+    Two that do so at once get the same serial, which the primary key gives to one of them only.
+
+    Returns:
+        The serial of the newest roster.
+    """
+    latest = await latest_roster(tx, cluster_id)
+    following = successor(cluster_id, latest, members)
+    if following is None:
+        return latest.serial if latest else 0
+    payload = payload_of(following)
+    await tx.execute(
+        sa.insert(roster).values(
+            cluster_id=cluster_id,
+            serial=following.serial,
+            payload=payload,
+            signature=sign(payload, roster_key(master_key, cluster_id)),
+            signed_at=now,
+        )
+    )
+    return following.serial
+
+
+async def signed_rosters(tx: Tx, cluster_ids: Iterable[ClusterId]) -> dict[str, SignedRoster]:
+    """The newest roster of each cluster that has one."""
+    wanted = sorted(set(cluster_ids))
+    if not wanted:
+        return {}
+    newest = (
+        sa.select(roster.c.cluster_id, roster.c.payload, roster.c.signature)
+        .where(roster.c.cluster_id.in_(wanted))
+        .distinct(roster.c.cluster_id)
+        .order_by(roster.c.cluster_id, roster.c.serial.desc())
+    )
+    return {
+        row.cluster_id: SignedRoster(payload=row.payload, signature=row.signature) for row in await tx.execute(newest)
+    }

@@ -1,0 +1,308 @@
+"""
+Hosts in memory: they enrol, report and follow their desired state, but start no container.
+
+They speak the messages of `corral.wire.agent` straight to an `AgentDesk`. Whatever a real agent can suffer can be
+ordered: a step that never comes, a container that dies, silence, and messages that are lost, repeated or late.
+"""
+
+import asyncio
+import base64
+import random
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from corral.core.clock import Clock
+from corral.core.units import GIB
+from corral.devices import AgentDesk, DevicesError
+from corral.protocol.roster import Roster, accept, payload_hash
+from corral.wire.agent import (
+    Check,
+    Cpu,
+    Desired,
+    DeviceOffer,
+    EnrolRequest,
+    Fault,
+    Hardware,
+    Identity,
+    LeafSpec,
+    NodeReport,
+    NodeSpec,
+    Report,
+    Revision,
+)
+
+
+class Trouble(StrEnum):
+    """What goes wrong on a host, each from the step on that it names."""
+
+    NO_CONTAINERS = "no_containers"
+    NO_KEY = "no_key"
+    NO_ROSTER = "no_roster"
+    NO_RAY = "no_ray"
+    DIES = "dies"
+    """Ray runs, and exits at the next step."""
+    FAULT = "fault"
+    """The agent reports a fault instead of starting anything."""
+    SILENT = "silent"
+    """The host falls silent once it has started its containers."""
+
+
+@dataclass
+class SimulatedNode:
+    """A node or a leaf on a simulated host, and how far it has come."""
+
+    spec: NodeSpec | LeafSpec
+    key: str
+    steps: int = 0
+    serial: int = 0
+    roster: Roster | None = None
+    roster_hash: str | None = None
+    ray_runs: bool = False
+    ray_exited: bool = False
+
+    @property
+    def address(self) -> str:
+        """Its mesh address."""
+        return self.spec.mesh.address
+
+
+@dataclass
+class World:
+    """What hosts would find out through the mesh: who runs where."""
+
+    clock: Clock
+    randomness: random.Random
+    hosts: "list[SimulatedHost]" = field(default_factory=lambda: list[SimulatedHost]())
+
+    def member(self, cluster_id: str, address: str, public_key: str) -> SimulatedNode | None:
+        """The running member of a cluster with this address and key, on a host that is up."""
+        for host in self.hosts:
+            for node in host.nodes.values():
+                found = (node.spec.cluster_id, node.address, node.key)
+                if found == (cluster_id, address, public_key) and not host.is_down:
+                    return node
+        return None
+
+    def alive(self, head: SimulatedNode) -> tuple[str, ...]:
+        """The addresses that Ray on this head holds for alive."""
+        if not head.ray_runs or head.roster is None:
+            return ()
+        members = head.roster.members
+        found = [self.member(head.spec.cluster_id, one.address, one.public_key) for one in members]
+        return tuple(sorted(node.address for node in found if node is not None and node.ray_runs))
+
+
+class SimulatedHost:
+    """One host and its agent."""
+
+    def __init__(
+        self,
+        world: World,
+        desk: AgentDesk,
+        name: str,
+        *,
+        slices: int = 1,
+        role: str = "host",
+        trouble: Trouble | None = None,
+        model: str = "Simulated CPU",
+        cores_per_slice: float = 1.0,
+    ) -> None:
+        self.world, self.desk, self.name, self.role, self.trouble = world, desk, name, role, trouble
+        self.private_key = Ed25519PrivateKey.from_private_bytes(world.randomness.randbytes(32))
+        self.public_key = base64.b64encode(self.private_key.public_key().public_bytes_raw()).decode()
+        self.host_id = ""
+        self.audience = ""
+        self.slices, self.model, self.cores_per_slice = slices, model, cores_per_slice
+        self.is_down = False
+        self.loss = 0.0
+        """Share of exchanges whose report or reply is lost."""
+        self.repeats = 0.0
+        """Share of reports that arrive again later, out of order."""
+        self.nodes: dict[str, SimulatedNode] = {}
+        self.applied = Revision(epoch=0, number=0)
+        self.seen = Revision(epoch=0, number=0)
+        self.desired: Desired | None = None
+        self._sequence = 0
+        self._late: list[Report] = []
+        world.hosts.append(self)
+
+    async def enrol(self, token: str) -> None:
+        """Redeems a join token."""
+        answer = await self.desk.enrol(self.enrol_request(token))
+        self.host_id, self.audience = answer.host_id, answer.audience
+
+    def enrol_request(self, token: str) -> EnrolRequest:
+        """What it sends to be let in."""
+        proof = self.private_key.sign(f"{token}\n{self.public_key}".encode())
+        return EnrolRequest(
+            token=token,
+            public_key=self.public_key,
+            signature=base64.b64encode(proof).decode(),
+            identity=Identity(machine_id=f"machine-{self.name}", engine_id=f"engine-{self.name}"),
+            name=self.name,
+            role="gateway" if self.role == "gateway" else "host",
+        )
+
+    def token(self, *, life_s: float = 600) -> str:
+        """A token of this host, signed with its key."""
+        now = self.world.clock.now()
+        claims = {"sub": self.host_id, "aud": self.audience, "iat": now, "exp": now + timedelta(seconds=life_s)}
+        return jwt.encode(claims, self.private_key, algorithm="EdDSA")
+
+    async def turn(self) -> None:
+        """One exchange and what follows from it: reports, receives, converges by one step."""
+        if self.is_down:
+            return
+        chance = self.world.randomness
+        report = self.report()
+        if chance.random() < self.repeats:
+            self._late.append(report)
+        if self._late and chance.random() < 0.5:
+            await self._exchange(self._late.pop(0))
+        if chance.random() < self.loss:
+            return  # The report never arrives.
+        desired = await self._exchange(report)
+        if desired is not None and chance.random() >= self.loss:
+            self.seen = desired.revision
+            self.converge(desired)
+        elif self.desired is not None:
+            self.converge(self.desired)
+
+    def report(self) -> Report:
+        """What it says now."""
+        self._sequence += 1
+        return Report(
+            sequence=self._sequence,
+            applied=self.applied,
+            seen=self.seen,
+            hold_s=0,
+            agent_version="simulated",
+            wall_clock=self.world.clock.now(),
+            hardware=self._hardware(),
+            devices=self._devices(),
+            checks=(Check(rule="memory", outcome="pass", value="64 GiB", need="12 GB"),),
+            nodes=tuple(self._node_report(node) for node in self.nodes.values()),
+            gateway_address="http://127.0.0.1:8471" if self.role == "gateway" else "",
+        )
+
+    def converge(self, desired: Desired) -> None:
+        """Makes what should be here, ends what should not, and lets each node come one step further."""
+        if self.desired is not None and desired.revision < self.desired.revision:
+            return
+        self.desired = desired
+        wanted: dict[str, NodeSpec | LeafSpec] = {spec.node_id: spec for spec in (*desired.nodes, *desired.leaves)}
+        for node_id in [known for known in self.nodes if known not in wanted]:
+            del self.nodes[node_id]
+        for node_id, spec in wanted.items():
+            if node_id not in self.nodes:
+                key = base64.b64encode(self.world.randomness.randbytes(32)).decode()
+                self.nodes[node_id] = SimulatedNode(spec, key)
+            node = self.nodes[node_id]
+            node.spec = spec
+            self._step(node, desired)
+        self.applied = desired.revision
+
+    def _step(self, node: SimulatedNode, desired: Desired) -> None:
+        if self.trouble in (Trouble.FAULT, Trouble.NO_CONTAINERS):
+            return
+        node.steps += 1
+        if self.trouble is Trouble.SILENT and node.steps >= 2:
+            self.is_down = True
+        signed = desired.rosters.get(node.spec.cluster_id)
+        if signed is None or self.trouble in (Trouble.NO_KEY, Trouble.NO_ROSTER):
+            return
+        node.roster = accept(
+            signed.payload,
+            signed.signature,
+            cluster_id=node.spec.cluster_id,
+            roster_key=node.spec.mesh.roster_key,
+            last_serial=node.serial,
+            last_hash=node.roster_hash,
+        )
+        node.serial, node.roster_hash = node.roster.serial, payload_hash(signed.payload)
+        if isinstance(node.spec, NodeSpec) and self.trouble is not Trouble.NO_RAY:
+            if self.trouble is Trouble.DIES and node.ray_runs:
+                node.ray_runs, node.ray_exited = False, True
+            elif not node.ray_exited:
+                node.ray_runs = node.spec.ray.role == "head" or self._head_answers(node)
+
+    def _head_answers(self, node: SimulatedNode) -> bool:
+        assert isinstance(node.spec, NodeSpec)
+        head = self._peer(node, node.spec.ray.head_address)
+        return head is not None and head.ray_runs
+
+    def _peer(self, node: SimulatedNode, address: str) -> SimulatedNode | None:
+        """The member at an address, if both it and this node name each other in their rosters."""
+        if node.roster is None:
+            return None
+        for member in node.roster.members:
+            if member.address == address:
+                peer = self.world.member(node.spec.cluster_id, address, member.public_key)
+                if peer is not None and peer.roster is not None:
+                    knows = any(one.public_key == node.key for one in peer.roster.members)
+                    return peer if knows else None
+        return None
+
+    def _node_report(self, node: SimulatedNode) -> NodeReport:
+        node_id = node.spec.node_id
+        if self.trouble is Trouble.FAULT:
+            return NodeReport(node_id=node_id, fault=Fault(code="image_missing", message="the image is missing"))
+        if node.steps < 1:
+            return NodeReport(node_id=node_id)
+        members = node.roster.members if node.roster is not None else ()
+        others = [one.address for one in members if one.address != node.address]
+        peers = tuple(sorted(address for address in others if self._peer(node, address) is not None))
+        has_key = self.trouble is not Trouble.NO_KEY
+        common = {
+            "node_id": node_id,
+            "pause": "running",
+            "mesh": "running",
+            "work": "exited" if node.ray_exited else "running",
+            "mesh_key": node.key if has_key else None,
+            "endpoints": ("172.17.0.9:51820", "0.0.0.0:32768") if has_key else (),
+            "roster_serial": node.serial,
+            "handshaken": peers,
+            "received_bytes": node.steps * 1000,
+            "sent_bytes": node.steps * 500,
+        }
+        if isinstance(node.spec, LeafSpec):
+            head = self._peer(node, node.spec.head_address)
+            alive = self.world.alive(head) if head is not None else ()
+            return NodeReport(**common, alive=alive, serves=head is not None and head.ray_runs)
+        alive = self.world.alive(node) if node.spec.ray.role == "head" else ()
+        return NodeReport(**common, alive=alive, ray_phase="running" if node.ray_runs else "waiting_mesh")
+
+    async def _exchange(self, report: Report) -> Desired | None:
+        async def gone() -> None:
+            await asyncio.Event().wait()
+
+        try:
+            return await self.desk.exchange(f"Bearer {self.token()}", report, observed_address="192.0.2.7", gone=gone)
+        except DevicesError:
+            return None
+
+    def _hardware(self) -> Hardware:
+        return Hardware(
+            cpu=Cpu(model=self.model, cores=self.slices * self.cores_per_slice),
+            memory_bytes=64 * GIB,
+            disk_free_bytes=1000 * GIB,
+        )
+
+    def _devices(self) -> tuple[DeviceOffer, ...]:
+        if self.role == "gateway":
+            return ()
+        return tuple(
+            DeviceOffer(
+                key=f"cpu-{index}",
+                kind="cpu",
+                model=self.model,
+                cores=self.cores_per_slice,
+                memory_bytes=64 * GIB // self.slices,
+                disk_bytes=100 * GIB,
+            )
+            for index in range(self.slices)
+        )
