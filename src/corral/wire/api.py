@@ -213,9 +213,19 @@ class Offer(Answer):
     development: bool
 
 
+class UnavailableDevices(Answer):
+    """Like devices that are idle but cannot be rented, and why."""
+
+    kind: Literal["gpu", "cpu"]
+    model: str
+    devices: int
+    reason: str
+
+
 class Offers(Answer):
     as_of: datetime = Field(description="at most 2 s old; settled when a booking commits")
     offers: list[Offer]
+    unavailable: list[UnavailableDevices] = []
 
 
 class ClusterRequest(Request):
