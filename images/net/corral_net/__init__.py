@@ -1,0 +1,1 @@
+"""Programs of the corral-net image: the mesh of a node, and the web server of a gateway."""

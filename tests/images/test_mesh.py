@@ -1,0 +1,171 @@
+"""The mesh container by itself: restarts, silent peers, the way out, and what it says when it cannot work."""
+
+import time
+from typing import Any
+
+import pytest
+from parts import NETWORK, Lab, Part, bridge_address, roster
+
+pytestmark = pytest.mark.docker
+
+HERE, THERE = "10.128.0.1", "10.128.0.2"
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2).close()
+except OSError as error:
+    print("closed", error)
+else:
+    print("open")
+"""
+LISTEN = "import socket,time; s=socket.create_server(('0.0.0.0', 8000)); time.sleep(3600)"
+
+
+class Pair:
+    """Two nodes without a workload."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.pauses = [lab.pause(f"{name}-{n}-pause") for n in range(2)]
+        self.meshes = [lab.mesh(f"{name}-{n}-mesh", pause, (HERE, THERE)[n]) for n, pause in enumerate(self.pauses)]
+        self.keys: dict[str, str] = {}
+        self.endpoints: dict[str, str | None] = {}
+        self.learn()
+
+    def learn(self) -> None:
+        """Read keys and endpoints as they are now."""
+        for n, address in enumerate((HERE, THERE)):
+            self.keys[address] = self.meshes[n].wait_type("key")["public_key"]
+            self.endpoints[address] = f"{bridge_address(self.pauses[n])}:51820"
+
+    def tell(self, n: int, serial: int) -> None:
+        """Hand one member the roster."""
+        self.meshes[n].send(roster(serial, self.keys, self.endpoints, own=(HERE, THERE)[n]))
+
+
+@pytest.fixture(scope="module")
+def pair(lab: Lab) -> Pair:
+    """Two members that have met."""
+    pair = Pair(lab, "pair")
+    for n in range(2):
+        pair.tell(n, 1)
+    for n in range(2):
+        pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
+    return pair
+
+
+def test_member_without_a_roster_has_no_address(lab: Lab) -> None:
+    """The firewall is loaded and the key is made; whoever waits for the address waits for the roster."""
+    pause = lab.pause("fresh-pause")
+    mesh = lab.mesh("fresh-mesh", pause, HERE)
+    mesh.wait_type("key")
+    assert HERE not in mesh.run("ip", "address")[1]
+    assert "policy drop" in mesh.run("nft", "list", "ruleset")[1]
+
+
+def test_peer_that_comes_late_is_reached_without_waiting_for_wireguard(lab: Lab) -> None:
+    """WireGuard would repeat a lost initiation after 5 s only."""
+    pair = Pair(lab, "late")
+    first = 0 if pair.keys[HERE] < pair.keys[THERE] else 1  # the one that calls, into the void
+    pair.tell(first, 1)
+    pair.meshes[first].wait_type("configured")
+    since = pair.meshes[first].mark()
+    pair.tell(1 - first, 1)
+    began_at = time.monotonic()
+    pair.meshes[first].wait_type("peers", since=since, handshaken=[(THERE, HERE)[first]])
+    assert time.monotonic() - began_at < 4.5
+
+
+def test_peer_without_an_endpoint_is_met_when_it_calls(lab: Lab) -> None:
+    """One open end is enough, whichever of the two calls first."""
+    for closed in range(2):
+        pair = Pair(lab, f"closed{closed}")
+        pair.endpoints[(HERE, THERE)[closed]] = None
+        for n in range(2):
+            pair.tell(n, 1)
+        for n in range(2):
+            pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
+
+
+def test_restarted_mesh_container_joins_again_with_a_new_key(lab: Lab, pair: Pair) -> None:
+    """The namespace survives; key, interface and peers are new, and the next serial brings them together."""
+    old_key = pair.keys[HERE]
+    pair.meshes[0] = lab.restart(pair.meshes[0])
+    pair.learn()
+    assert pair.keys[HERE] != old_key
+    since = pair.meshes[1].mark()
+    for n in range(2):
+        pair.tell(n, 2)
+    pair.meshes[0].wait_type("peers", handshaken=[THERE])
+    pair.meshes[1].wait_type("peers", since=since, handshaken=[HERE])
+    assert pair.meshes[0].run("ip", "route")[1].count(NETWORK) == 1
+    assert pair.meshes[1].run("wg", "show", "wgd", "peers")[1] == pair.keys[HERE]
+
+
+def test_removed_member_loses_its_connection(pair: Pair) -> None:
+    """A roster without a peer removes it at once; the same serial twice is no error."""
+    mesh = pair.meshes[0]
+    for _ in range(2):
+        since = mesh.mark()
+        mesh.send({"type": "roster", "serial": 90, "peers": []})
+        assert mesh.wait_type("configured", since=since)["serial"] == 90
+    assert mesh.wait_type("peers", handshaken=[])
+    assert mesh.run("wg", "show", "wgd", "peers")[1] == ""
+
+
+def test_node_reaches_the_internet_and_a_leaf_does_not(lab: Lab) -> None:
+    """A network with public addresses (TEST-NET-3) stands for the internet."""
+    network = lab.network("internet", "203.0.113.0/24")
+    server = lab.neighbour("server", "python3", "-c", LISTEN, network=network)
+    private = lab.neighbour("private", "python3", "-c", LISTEN)
+    address = bridge_address(server)
+    outcomes: dict[str, str] = {}
+    for role in ("node", "leaf"):
+        pause = lab.pause(f"{role}-internet-pause", network=network)
+        mesh = lab.mesh(f"{role}-internet-mesh", pause, HERE, role=role)
+        mesh.wait_type("key")
+        outcomes[role] = mesh.run("python3", "-c", CONNECT, address, "8000")[1].split()[0]
+        assert mesh.run("python3", "-c", CONNECT, bridge_address(private), "8000")[1].startswith("closed")
+    assert outcomes == {"node": "open", "leaf": "closed"}
+
+
+@pytest.mark.parametrize(
+    ("host", "words"),
+    [({"Devices": []}, ("/dev/net/tun", "--device")), ({"CapAdd": []}, ("NET_ADMIN", "--cap-add"))],
+    ids=["without-tun", "without-net-admin"],
+)
+def test_container_without_what_it_needs_says_so_and_ends(
+    lab: Lab, host: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    """One fatal line in plain words, with the remedy, and status 1."""
+    kind = "tun" if "Devices" in host else "cap"
+    pause = lab.pause(f"lacking-{kind}-pause")
+    mesh = lab.mesh(f"lacking-{kind}-mesh", pause, HERE, **host)
+    if kind == "tun" and mesh.said().find('"implementation":"kernel"') >= 0:
+        pytest.skip("this kernel has WireGuard itself and needs no /dev/net/tun")
+    reason = mesh.wait_type("fatal")["reason"]
+    assert all(word in reason for word in words)
+    assert mesh.wait_exit() == 1
+
+
+def test_dead_wireguard_takes_its_container_down(lab: Lab) -> None:
+    """The agent sees a stopped container and starts it again; a mesh that is silently dead would stay so."""
+    mesh = lab.mesh("dying-mesh", lab.pause("dying-pause"), HERE)
+    if mesh.wait_type("key")["implementation"] == "kernel":
+        pytest.skip("there is no process of WireGuard to kill")
+    mesh.run("sh", "-c", "kill -9 $(cat /proc/[0-9]*/stat | grep wireguard-go | cut -d' ' -f1)")
+    assert "wireguard-go ended" in mesh.wait_type("fatal")["reason"]
+    assert mesh.wait_exit() == 1
+
+
+def test_mesh_and_pause_end_at_once_when_told_to(lab: Lab) -> None:
+    """SIGTERM ends them; nobody waits for the Engine to lose its patience."""
+    pause = lab.pause("ending-pause")
+    mesh = lab.mesh("ending-mesh", pause, HERE)
+    mesh.wait_type("key")
+    for part in (mesh, pause):
+        assert _stop_status(part) == 0
+
+
+def _stop_status(part: Part) -> int:
+    assert part.stop(within_s=60) < 30
+    return part.inspect()["State"]["ExitCode"]
