@@ -1,0 +1,184 @@
+"""
+The lines that the containers of a node and the agent exchange, and what is known from them.
+
+Each program prints one JSON object a line on stdout and reads one a line from stdin. What it prints comes from a
+stranger's workload: it is decoded against closed types, and what does not fit is dropped.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeAlias, assert_never
+
+import msgspec
+import structlog
+
+from corral.agent.bodies import Part
+from corral.agent.runtime import Channel, RuntimeFailed
+from corral.protocol.roster import Member, Roster
+from corral.wire.agent import Count, MeshAddress, PublicKey, Size
+
+log = structlog.get_logger()
+
+Reason = Annotated[str, msgspec.Meta(max_length=100_000)]
+Addresses = Annotated[tuple[MeshAddress, ...], msgspec.Meta(max_length=8192)]
+
+
+class Key(msgspec.Struct, frozen=True, tag="key"):
+    public_key: PublicKey
+    implementation: str = ""
+
+
+class Configured(msgspec.Struct, frozen=True, tag="configured"):
+    serial: Count
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    rx: Size = 0
+    tx: Size = 0
+
+
+class Peers(msgspec.Struct, frozen=True, tag="peers"):
+    handshaken: Addresses
+    bytes: Traffic = Traffic()
+
+
+class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
+    reason: Reason
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    reason: Reason
+
+
+class Phase(msgspec.Struct, frozen=True, tag="phase"):
+    phase: Annotated[str, msgspec.Meta(max_length=24)]
+    seconds: float = 0.0
+    detail: Reason = ""
+
+
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    nodes: Addresses
+
+
+class Serving(msgspec.Struct, frozen=True, tag="serving"):
+    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+Line: TypeAlias = Key | Configured | Peers | Fatal | Refused | Phase | Alive | Serving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What one container has said so far."""
+
+    mesh_key: str | None = None
+    roster_serial: int = 0
+    handshaken: tuple[str, ...] = ()
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    ray_phase: str = ""
+    ray_detail: str = ""
+    alive: tuple[str, ...] = ()
+    serving: str = ""
+    """Digest of the configuration that the web server runs with."""
+    refused: str = ""
+    """Why it refused what it was last sent; empty once it accepted something."""
+    fatal: str = ""
+
+
+def hear(heard: Heard, line: Line) -> Heard:
+    """What is known after one more line."""
+    match line:
+        case Key():
+            return replace(heard, mesh_key=line.public_key)
+        case Configured():
+            return replace(heard, roster_serial=line.serial, refused="")
+        case Peers():
+            return replace(heard, handshaken=line.handshaken, received_bytes=line.bytes.rx, sent_bytes=line.bytes.tx)
+        case Fatal():
+            return replace(heard, fatal=line.reason)
+        case Refused():
+            return replace(heard, refused=line.reason)
+        case Phase():
+            return replace(heard, ray_phase=line.phase, ray_detail=line.detail)
+        case Alive():
+            return replace(heard, alive=line.nodes)
+        case Serving():
+            return replace(heard, serving=line.digest, refused="")
+        case _:
+            assert_never(line)
+
+
+def peers_of(roster: Roster, *, node_id: str, engine_id: str) -> list[dict[str, Any]]:
+    """
+    The other members, as the mesh container is told of them.
+
+    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from elsewhere at the
+    first one that is published. One without an endpoint for us opens the path itself.
+    """
+    return [
+        {"public_key": member.public_key, "address": member.address, "endpoint": _endpoint(member, engine_id)}
+        for member in roster.members
+        if member.node_id != node_id
+    ]
+
+
+class PartChannel:
+    """One container's stdin and stdout, with what was heard and what was sent."""
+
+    def __init__(self, *, node_id: str, part: Part | str, container_id: str, channel: Channel) -> None:
+        self.node_id, self.part, self.container_id = node_id, part, container_id
+        self.heard = Heard()
+        self.is_open = True
+        self.ended = asyncio.Event()
+        """Set once nothing more will be heard."""
+        self.has_token = False
+        """Whether the workload was sent its token over this channel."""
+        self.sent_roster = ""
+        """Hash of the roster that the mesh was last sent over this channel."""
+        self.sent_config = ""
+        """Digest of the configuration that the web server was last sent over this channel."""
+        self._channel = channel
+
+    async def listen(self, on_change: Callable[["PartChannel"], None]) -> None:
+        """Reads until the container or the connection ends; calls `on_change` after each line that told something."""
+        try:
+            async for raw in self._channel.lines():
+                try:
+                    line: Line = _decoder.decode(raw)
+                except msgspec.DecodeError:
+                    # Its content is not logged: it is a stranger's.
+                    log.warning("channel.line_dropped", node_id=self.node_id, part=self.part, bytes=len(raw))
+                    continue
+                heard = hear(self.heard, line)
+                if heard != self.heard:
+                    self.heard = heard
+                    on_change(self)
+        finally:
+            self.is_open = False
+            self.ended.set()
+            await self._channel.close()
+        on_change(self)
+
+    async def send(self, **message: Any) -> bool:
+        """Sends one object; False if nobody is there to read it."""
+        try:
+            await self._channel.send(msgspec.json.encode(message))
+        except RuntimeFailed:
+            self.is_open = False
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Detaches; the container goes on."""
+        self.is_open = False
+        await self._channel.close()
+
+
+def _endpoint(member: Member, engine_id: str) -> str | None:
+    reachable = member.endpoints[:1] if member.engine_id == engine_id else member.endpoints[1:2]
+    return reachable[0] if reachable else None
+
+
+_decoder = msgspec.json.Decoder(Line)

@@ -1,0 +1,263 @@
+"""What the agent asks of the engine about itself and its machine; containers of nodes are the runtime's business."""
+
+import asyncio
+import io
+import re
+import secrets
+import socket
+import tarfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiodocker
+import aiohttp
+
+from corral.agent.hardware import EngineFacts, engine_facts
+from corral.core.errors import CorralError
+
+SOCKET = "/var/run/docker.sock"
+LABEL_PART = "corral.part"
+LABEL_HOST = "corral.host"
+TEST_S_MAX = 30.0
+_OWN_ID = re.compile(r"/containers/([0-9a-f]{64})/")
+_TUN_TEST = "ip tuntap add dev corraltest mode tun && ip link set corraltest up && ip link del corraltest"
+
+
+class EngineFailed(CorralError):
+    """The engine did not do what it was asked; the message is its own."""
+
+    code = "engine_failed"
+
+
+class HostEngine:
+    """The Docker Engine whose socket is mounted here."""
+
+    def __init__(self, socket_path: str = SOCKET) -> None:
+        self._socket_path = socket_path
+        self._docker: aiodocker.Docker | None = None
+
+    async def __aenter__(self) -> "HostEngine":
+        """Opens the connection; nothing is asked yet."""
+        self._docker = aiodocker.Docker(
+            url=f"unix://{self._socket_path}", timeout=aiohttp.ClientTimeout(total=60, sock_connect=5)
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Closes the connection."""
+        await self.docker.close()
+
+    @property
+    def docker(self) -> aiodocker.Docker:
+        """The open client."""
+        assert self._docker is not None, "used outside of its context"
+        return self._docker
+
+    async def facts(self) -> EngineFacts:
+        """
+        What the engine says of itself.
+
+        Raises:
+            EngineFailed: it does not answer.
+        """
+        try:
+            info, version = await asyncio.gather(self.docker.system.info(), self.docker.version())
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            raise EngineFailed(f"the container engine does not answer at {self._socket_path}: {error}") from error
+        return engine_facts(info, version)
+
+    async def own_image(self) -> str:
+        """
+        Id of the image that this process runs in.
+
+        Raises:
+            EngineFailed: this process is in none of the engine's containers.
+        """
+        for candidate in (*_own_ids(), socket.gethostname()):
+            try:
+                found = await self.docker.containers.container(candidate).show()
+            except (aiodocker.DockerError, aiohttp.ClientError, OSError):
+                continue
+            return str(found["Image"])
+        raise EngineFailed("the agent does not run in a container of the engine whose socket is mounted")
+
+    async def missing_images(self, images: Iterable[str]) -> list[str]:
+        """
+        Those of the images (by digest or id) that are not on this host.
+
+        Raises:
+            EngineFailed: it does not answer.
+        """
+        missing: list[str] = []
+        for image in images:
+            try:
+                await self.docker.images.inspect(image)
+            except aiodocker.DockerError as error:
+                if error.status != 404:
+                    raise EngineFailed(f"image {image} cannot be looked for: {error.message}") from error
+                missing.append(image)
+            except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                raise EngineFailed(f"the container engine does not answer: {error}") from error
+        return missing
+
+    async def tun_error(self, image: str) -> str | None:
+        """
+        Whether a container may make a tunnel interface, tried in a short one of our own image.
+
+        Returns:
+            Empty if it may, else why not; None where there is no image to try it with.
+        """
+        if not image:
+            return None
+        body = {
+            "Image": image,
+            "Entrypoint": ["/bin/sh", "-c", _TUN_TEST],
+            "Labels": {LABEL_PART: "test"},
+            "User": "0",
+            "HostConfig": {
+                "CapDrop": ["ALL"],
+                "CapAdd": ["NET_ADMIN"],
+                "Devices": [
+                    {"PathOnHost": "/dev/net/tun", "PathInContainer": "/dev/net/tun", "CgroupPermissions": "rwm"}
+                ],
+                "NetworkMode": "none",
+                "ReadonlyRootfs": True,
+                "SecurityOpt": ["no-new-privileges"],
+                "Memory": 64 * 2**20,
+                "PidsLimit": 16,
+            },
+        }
+        try:
+            container = await self.docker.containers.create(body, name=f"corral-test-{secrets.token_hex(6)}")
+        except aiodocker.DockerError as error:
+            return error.message
+        try:
+            async with asyncio.timeout(TEST_S_MAX):
+                await container.start()
+                ended = await container.wait()
+            if ended["StatusCode"] == 0:
+                return ""
+            said = "".join(await container.log(stdout=True, stderr=True)).strip()
+            return said or f"the test ended with status {ended['StatusCode']}"
+        except TimeoutError:
+            return f"the test did not end within {TEST_S_MAX:.0f} s"
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError) as error:
+            return str(error)
+        finally:
+            await container.delete(force=True)
+
+    async def read_volume_file(self, image: str, volume: str, name: str) -> bytes | None:
+        """A file at the root of a volume, or None. The volume is made if it does not exist."""
+        async with _Holder(self.docker, image, volume) as holder:
+            try:
+                archive = await holder.get_archive(f"/volume/{name}")
+            except aiodocker.DockerError as error:
+                if error.status == 404:
+                    return None
+                raise EngineFailed(f"volume {volume} cannot be read: {error.message}") from error
+            member = archive.extractfile(name)
+            return member.read() if member is not None else None
+
+    async def write_volume_files(self, image: str, volume: str, files: Mapping[str, bytes]) -> None:
+        """Writes files to the root of a volume, readable by root alone."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o600
+                archive.addfile(entry, io.BytesIO(content))
+        async with _Holder(self.docker, image, volume) as holder:
+            try:
+                await holder.put_archive("/volume", packed.getvalue())
+            except aiodocker.DockerError as error:
+                raise EngineFailed(f"volume {volume} cannot be written: {error.message}") from error
+
+    async def replace_container(self, name: str, body: Mapping[str, Any]) -> None:
+        """
+        Starts a container of ours, in the place of one of ours with the same name.
+
+        Raises:
+            EngineFailed: the name is taken by somebody else's container, or the engine refuses.
+        """
+        try:
+            existing = await self._show(name)
+            if existing is not None:
+                if (existing["Config"].get("Labels") or {}).get(LABEL_PART) != "agent":
+                    raise EngineFailed(f"a container that is not ours has the name {name}; it was not touched")
+                await self.docker.containers.container(name).delete(force=True)
+            container = await self.docker.containers.create(dict(body), name=name)
+            await container.start()
+        except aiodocker.DockerError as error:
+            raise EngineFailed(f"container {name} could not be started: {error.message}") from error
+
+    async def remove_labelled(self, host_id: str) -> int:
+        """Removes every container with this host's label; returns how many there were."""
+        filters = {"label": [f"{LABEL_HOST}={host_id}"]}
+        found = await self.docker.containers.list(all=True, filters=filters)
+        own = set(_own_ids())
+        # The agent first: it would make anew what is removed behind its back.
+        found.sort(key=lambda container: container["Labels"].get(LABEL_PART) != "agent")
+        count = 0
+        for container in found:
+            if container.id in own:
+                continue
+            try:
+                await container.delete(force=True, v=True)
+            except aiodocker.DockerError as error:
+                if error.status not in (404, 409):  # gone, or being removed already
+                    raise EngineFailed(
+                        f"container {container.id[:12]} could not be removed: {error.message}"
+                    ) from error
+            count += 1
+        return count
+
+    async def remove_volumes(self, names: Iterable[str]) -> None:
+        """Removes volumes; those that are gone already, or still in use, are left."""
+        for name in names:
+            try:
+                await (await self.docker.volumes.get(name)).delete()
+            except aiodocker.DockerError:
+                continue
+
+    async def _show(self, name: str) -> dict[str, Any] | None:
+        try:
+            return await self.docker.containers.container(name).show()
+        except aiodocker.DockerError as error:
+            if error.status == 404:
+                return None
+            raise
+
+
+class _Holder:
+    """A container that is never started: the engine's way to a volume's files."""
+
+    def __init__(self, docker: aiodocker.Docker, image: str, volume: str) -> None:
+        self._docker, self._image, self._volume = docker, image, volume
+        self._container: Any = None
+
+    async def __aenter__(self) -> Any:
+        body = {
+            "Image": self._image,
+            "Labels": {LABEL_PART: "test"},
+            "HostConfig": {
+                "NetworkMode": "none",
+                "Mounts": [{"Type": "volume", "Source": self._volume, "Target": "/volume"}],
+            },
+        }
+        try:
+            self._container = await self._docker.containers.create(body, name=f"corral-test-{secrets.token_hex(6)}")
+        except aiodocker.DockerError as error:
+            raise EngineFailed(f"volume {self._volume} cannot be reached: {error.message}") from error
+        return self._container
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._container.delete(force=True)
+
+
+def _own_ids() -> tuple[str, ...]:
+    try:
+        text = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ()
+    return tuple(dict.fromkeys(_OWN_ID.findall(text)))

@@ -1,0 +1,374 @@
+"""The agent at work: assembles its parts and keeps them running until it is told to stop."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import structlog
+
+from corral import __version__
+from corral.agent.bodies import AUTH_MOUNT, HostFacts, OwnDevice
+from corral.agent.capacity import CapacityRefused, development_device, devices_of
+from corral.agent.control_plane import ControlPlane, HostTokens, ServerTime, pinned_session
+from corral.agent.docker import DockerRuntime
+from corral.agent.exchange import Exchanger
+from corral.agent.gateway import AuthoriseService, GatewayConfigurer, GatewaySite, LeafProbe, LeafTarget, Readiness
+from corral.agent.gateway.probe import period_s
+from corral.agent.hardware import find_hardware
+from corral.agent.host_engine import HostEngine
+from corral.agent.nodes import LeafView, NodeKeeper
+from corral.agent.requirements import RequirementFacts, check_requirements
+from corral.agent.settings import STATE_DIR, HostSettings, auth_volume, image_ids, load_settings
+from corral.core.clock import Clock, SystemClock
+from corral.core.errors import CorralError
+from corral.protocol.roster import Roster
+from corral.wire.agent import Check, Cpu, Desired, DeviceOffer, Hardware, NodeReport, Report, Revision
+
+HARDWARE_PERIOD_S = 300.0
+"""How often the hardware is looked at again: a card may fall off its bus, a disk fill up."""
+LEAVES_PERIOD_S = 0.2
+"""How often new leaves are looked for, so that their clusters are probed."""
+DISK_STEP_BYTES = 10**10
+"""Free disk moves all the time; only steps of this size are worth telling."""
+_NOWHERE = Revision(0, 0)
+
+_log = structlog.get_logger(__name__)
+
+
+async def run_agent(state_dir: Path = STATE_DIR) -> None:
+    """
+    Runs an installed agent until the task is cancelled. Nodes go on without it.
+
+    Raises:
+        SettingsUnreadable: nothing is installed here.
+    """
+    settings, key = load_settings(state_dir)
+    clock = SystemClock()
+    time = ServerTime(clock)
+    tokens = HostTokens(host_id=settings.host_id, audience=settings.audience, key=key, time=time)
+    async with contextlib.AsyncExitStack() as stack:
+        session = await stack.enter_async_context(pinned_session(settings.ca_pem))
+        engine = await stack.enter_async_context(HostEngine())
+        runtime = await stack.enter_async_context(DockerRuntime(settings.host_id))
+        control_plane = ControlPlane(session, settings.url, time=time, tokens=tokens)
+        machine = await Machine.look(settings, engine, time)
+        site = _site(settings) if settings.role == "gateway" else None
+        keeper = NodeKeeper(
+            runtime,
+            await _host_facts(settings, machine, engine),
+            state_dir,
+            clock,
+            GatewayConfigurer(site) if site is not None else None,
+        )
+        agent = Agent(settings, machine, keeper, control_plane, engine, clock=clock, time=time, site=site)
+        _log.info("agent.started", host=settings.name, host_id=settings.host_id, devices=len(machine.devices))
+        await agent.run()
+
+
+class Machine:
+    """What is known of the machine, and what of it is lent."""
+
+    def __init__(
+        self, *, found: RequirementFacts, development: bool, hardware: Hardware, devices: tuple[DeviceOffer, ...]
+    ) -> None:
+        self._found = found
+        self._development = development
+        self.hardware = hardware
+        self.devices = devices
+        self.checks: tuple[Check, ...] = check_requirements(found, development=development)
+
+    @classmethod
+    async def look(
+        cls,
+        settings: HostSettings,
+        engine: HostEngine,
+        time: ServerTime,
+        *,
+        known_cpu: Cpu | None = None,
+        tun_error: str | None = None,
+    ) -> "Machine":
+        """The machine as it is now; the tunnel test is made only where its result is not handed in."""
+        facts = await engine.facts()
+        hardware, tried = await asyncio.gather(
+            find_hardware(facts, known_cpu=known_cpu),
+            engine.tun_error(settings.own_image if tun_error is None else ""),
+        )
+        found = RequirementFacts(
+            memory_bytes=hardware.memory_bytes,
+            disk_free_bytes=hardware.disk_free_bytes,
+            engine=facts,
+            tun_error=tried if tun_error is None else tun_error,
+            clock_skew_s=time.skew_s(),
+        )
+        return cls(
+            found=found,
+            development=settings.development,
+            hardware=hardware,
+            devices=devices_for(settings, hardware),
+        )
+
+    def compare_clock(self, skew_s: float | None) -> bool:
+        """Judges this machine's clock anew; whether the table says something else now."""
+        before = self.essence
+        self._found = dataclasses.replace(self._found, clock_skew_s=skew_s)
+        self.checks = check_requirements(self._found, development=self._development)
+        return self.essence != before
+
+    @property
+    def essence(self) -> object:
+        """Equal for two looks between which nothing changed that is worth telling."""
+        rough = msgspec.structs.replace(self.hardware, disk_free_bytes=self.hardware.disk_free_bytes // DISK_STEP_BYTES)
+        return rough, tuple((check.rule, check.outcome) for check in self.checks)
+
+    def own_devices(self) -> dict[str, OwnDevice]:
+        """The devices with what the engine needs to hand them over."""
+        gpus = {gpu.uuid: gpu for gpu in self.hardware.gpus}
+        return {
+            offer.key: OwnDevice(
+                offer=offer,
+                gpu=gpus.get(offer.key),
+                device_gids=_device_gids(gpus[offer.key].render_node) if offer.key in gpus else (),
+            )
+            for offer in self.devices
+        }
+
+
+def devices_for(settings: HostSettings, hardware: Hardware) -> tuple[DeviceOffer, ...]:
+    """What this installation lends: nothing as a gateway, one slice in development, else all but the reserve."""
+    if settings.role == "gateway":
+        return ()
+    if not settings.development:
+        return devices_of(hardware)
+    try:
+        return (development_device(hardware, cores=settings.cores, memory_bytes=settings.memory_bytes),)
+    except CapacityRefused as error:
+        _log.error("capacity.refused", reason=error.message)
+        return ()
+
+
+class Agent:
+    """The loops of one installed agent."""
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        machine: Machine,
+        keeper: NodeKeeper,
+        control_plane: ControlPlane,
+        engine: HostEngine,
+        *,
+        clock: Clock,
+        time: ServerTime,
+        site: GatewaySite | None,
+    ) -> None:
+        self._settings = settings
+        self._machine = machine
+        self._keeper = keeper
+        self._control_plane = control_plane
+        self._engine = engine
+        self._clock = clock
+        self._time = time
+        self._site = site
+        self._sequence = 0
+        self._seen = _NOWHERE
+        """Not what the keeper has on disk: that lacks the secrets, so the first reply must bring all again."""
+        self._tells_machine = True
+        self._told_machine: Machine | None = None
+        self._readiness: dict[str, Readiness] = {}
+        self._expected: dict[str, frozenset[str]] = {}
+        self._missing_images: frozenset[str] = frozenset()
+
+    async def run(self) -> None:
+        """Runs until cancelled; a loop that dies takes the process down, and the engine restarts it."""
+        exchanger = Exchanger(
+            self._control_plane,
+            report=self._report,
+            take=self._take,
+            sent=self._sent,
+            changed=self._keeper.changed,
+            time=self._time,
+            clock=self._clock,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keeper.run())
+            group.create_task(exchanger.run())
+            group.create_task(self._watch_machine())
+            if self._site is not None:
+                group.create_task(self._serve_gateway(self._site))
+                group.create_task(self._watch_leaves())
+
+    def _report(self) -> Report:
+        self._sequence += 1
+        machine = self._machine if self._tells_machine else None
+        self._told_machine = machine or self._told_machine
+        return Report(
+            sequence=self._sequence,
+            applied=self._keeper.applied(),
+            seen=self._seen,
+            agent_version=__version__,
+            wall_clock=self._clock.now(),
+            advertise=self._settings.advertise,
+            hardware=self._hardware_told(machine) if machine else None,
+            devices=machine.devices if machine else None,
+            checks=machine.checks if machine else None,
+            nodes=tuple(self._with_readiness(node) for node in self._keeper.reports()),
+            foreign_nodes=tuple(self._keeper.foreign()),
+            gateway_address=self._site.address if self._site is not None else "",
+        )
+
+    def _hardware_told(self, machine: Machine) -> Hardware:
+        if not self._settings.development:
+            return machine.hardware
+        # Of a shared machine, the cores of this agent's slice are told, not all.
+        cores = sum(device.cores for device in machine.devices)
+        return msgspec.structs.replace(
+            machine.hardware, cpu=msgspec.structs.replace(machine.hardware.cpu, cores=cores), gpus=()
+        )
+
+    def _with_readiness(self, node: NodeReport) -> NodeReport:
+        found = self._readiness.get(node.node_id)
+        if found is None:
+            return node
+        return msgspec.structs.replace(node, alive=found.alive, serves=found.serves)
+
+    def _sent(self, report: Report) -> None:
+        if report.hardware is not None and self._told_machine is self._machine:
+            self._tells_machine = False
+
+    async def _take(self, desired: Desired) -> None:
+        self._seen = max(self._seen, desired.revision)
+        if desired.revision < self._seen and desired.revision.epoch == self._seen.epoch:
+            return
+        if self._machine.compare_clock(self._time.skew_s()) or not desired.saw_hardware:
+            self._tells_machine = True
+        self._expected = {cluster: _addresses(roster.payload) for cluster, roster in desired.rosters.items()}
+        await self._keeper.converge(desired, self._time.now())
+        await self._tell_missing_images(desired)
+
+    async def _tell_missing_images(self, desired: Desired) -> None:
+        try:
+            missing = frozenset(await self._engine.missing_images(desired.prefetch))
+        except CorralError:
+            return  # the engine restarts; the keeper says so, and the next reply asks again
+        if missing - self._missing_images:
+            _log.warning("images.missing", images=sorted(missing))
+        self._missing_images = missing
+
+    async def _watch_machine(self) -> None:
+        while True:
+            await self._clock.sleep(HARDWARE_PERIOD_S)
+            try:
+                tun = next((check for check in self._machine.checks if check.rule == "tun"), None)
+                tun_error = "" if tun is not None and tun.outcome == "pass" else None
+                found = await Machine.look(
+                    self._settings, self._engine, self._time, known_cpu=self._machine.hardware.cpu, tun_error=tun_error
+                )
+            except (CorralError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                _log.warning("hardware.unknown", reason=str(error))
+                continue
+            if found.essence == self._machine.essence:
+                continue
+            _log.info("hardware.changed", devices=len(found.devices), notes=found.hardware.notes)
+            # Capacity stays as it was while only the disk moved: what nodes write is their own share.
+            if _fixed(found.hardware) == _fixed(self._machine.hardware):
+                found.devices = self._machine.devices
+            try:
+                facts = await _host_facts(self._settings, found, self._engine)
+            except CorralError as error:
+                _log.warning("hardware.unknown", reason=error.message)
+                continue
+            self._machine, self._tells_machine = found, True
+            self._keeper.set_facts(facts)
+            self._keeper.changed.set()
+
+    # --- gateway ------------------------------------------------------------------------------------------------------
+
+    async def _serve_gateway(self, site: GatewaySite) -> None:
+        service = AuthoriseService(
+            ask=self._control_plane.authorise, targets=self._targets, clock=self._clock, is_secure=site.is_secure
+        )
+        async with service.serving(Path(AUTH_MOUNT) / "socket"):
+            await asyncio.Event().wait()
+
+    def _targets(self) -> Mapping[str, LeafTarget]:
+        return {
+            view.cluster_name: LeafTarget(cluster_id=view.cluster_id, address=view.address, secret=view.leaf_secret)
+            for view in self._keeper.leaves()
+            if view.address and view.leaf_secret
+        }
+
+    async def _watch_leaves(self) -> None:
+        """One watcher per leaf that serves; it ends with its leaf."""
+        watchers: dict[LeafView, asyncio.Task[None]] = {}
+        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, asyncio.TaskGroup() as group:
+            while True:
+                views = {view for view in self._keeper.leaves() if view.is_serving and view.address}
+                for gone in watchers.keys() - views:
+                    watchers.pop(gone).cancel()
+                    self._readiness.pop(gone.node_id, None)
+                for view in views - watchers.keys():
+                    watchers[view] = group.create_task(self._watch_leaf(session, view))
+                await self._clock.sleep(LEAVES_PERIOD_S)
+
+    async def _watch_leaf(self, session: aiohttp.ClientSession, view: LeafView) -> None:
+        probe = LeafProbe.of_leaf(session, view.address, view.leaf_secret)
+        complete_at = self._clock.monotonic()
+        while True:
+            found = await probe.look()
+            if found != self._readiness.get(view.node_id, Readiness()):
+                self._readiness[view.node_id] = found
+                self._keeper.changed.set()
+            expected = self._expected.get(view.cluster_id, frozenset())
+            now = self._clock.monotonic()
+            if found.serves and expected and expected <= set(found.alive):
+                complete_at = now
+            await self._clock.sleep(period_s(found, expected=expected, incomplete_for_s=now - complete_at))
+
+
+async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngine) -> HostFacts:
+    # The very image that ours was built on, where it is here; else our own, which holds the same programs.
+    built_on = image_ids().get("corral-net", "")
+    has_built_on = bool(built_on) and not await engine.missing_images((built_on,))
+    return HostFacts(
+        host_id=settings.host_id,
+        engine_id=settings.engine_id,
+        net_image=built_on if has_built_on else settings.own_image,
+        devices=machine.own_devices(),
+        role=settings.role,
+        advertise=settings.advertise,
+        gateway_bind=settings.gateway_bind,
+        auth_volume=auth_volume(settings.slice) if settings.role == "gateway" else "",
+        has_ipv6=os.access("/proc/sys/net/ipv6", os.F_OK),
+    )
+
+
+def _site(settings: HostSettings) -> GatewaySite:
+    return GatewaySite.at(settings.gateway_address or f"http://{settings.gateway_bind}")
+
+
+def _addresses(payload: str) -> frozenset[str]:
+    """Mesh addresses of the nodes in a roster; only a hint for how often to look, so its signature plays no part."""
+    try:
+        roster = msgspec.json.decode(payload, type=Roster)
+    except msgspec.DecodeError:
+        return frozenset()
+    return frozenset(member.address for member in roster.members if member.kind == "node")
+
+
+def _fixed(hardware: Hardware) -> Any:
+    return msgspec.structs.replace(hardware, disk_free_bytes=0, notes=())
+
+
+def _device_gids(render_node: str) -> tuple[int, ...]:
+    """Groups that own an AMD card's device nodes on this host; the engine gives our copies the same."""
+    gids: set[int] = set()
+    for path in ("/dev/kfd", f"/dev/dri/{render_node}") if render_node else ():
+        with contextlib.suppress(OSError):
+            gids.add(os.stat(path).st_gid)
+    return tuple(sorted(gids - {0}))

@@ -1,0 +1,68 @@
+"""The requirement table."""
+
+from corral.agent.hardware.engine import EngineFacts
+from corral.agent.requirements import RequirementFacts, check_requirements, failing
+from corral.core.units import GB
+
+
+def an_engine(**changes) -> EngineFacts:
+    values = {
+        "engine_id": "E", "version": "20.10.24", "api_version": (1, 41), "kernel": "6.1", "os": "Debian 12",
+        "runtimes": ("runc",), "has_cpu_limit": True, "has_memory_limit": True, "has_pids_limit": True,
+        "is_rootless": False,
+    }  # fmt: skip
+    return EngineFacts(**(values | changes))
+
+
+def facts(**changes) -> RequirementFacts:
+    values = {
+        "memory_bytes": 64 * GB, "disk_free_bytes": 900 * GB, "engine": an_engine(), "tun_error": "",
+        "clock_skew_s": 0.5,
+    }  # fmt: skip
+    return RequirementFacts(**(values | changes))
+
+
+def outcomes(found: RequirementFacts, *, development: bool = False) -> dict[str, str]:
+    return {row.rule: row.outcome for row in check_requirements(found, development=development)}
+
+
+def test_a_good_host_passes_and_connectivity_is_said_not_to_be_measured():
+    """The three rows of connectivity are shown, so that nobody takes them for passed."""
+    found = outcomes(facts())
+    assert {rule for rule, outcome in found.items() if outcome == "not_measured"} == {"download", "upload", "ping"}
+    assert all(outcome == "pass" for rule, outcome in found.items() if rule not in ("download", "upload", "ping"))
+
+
+def test_every_failing_row_has_value_need_and_remedy():
+    """A provider reads what was found, what is needed and what to do."""
+    bad = facts(
+        memory_bytes=8 * GB, disk_free_bytes=100 * GB, tun_error="Operation not permitted",
+        engine=an_engine(api_version=(1, 40), has_pids_limit=False),
+    )  # fmt: skip
+    rows = failing(check_requirements(bad, development=False))
+    assert [row.rule for row in rows] == ["memory", "disk", "engine", "tun", "limits"]
+    assert all(row.value and row.need and row.remedy for row in rows)
+    assert "8.0 GB" in rows[0].value
+    assert "processes" in rows[4].value
+
+
+def test_development_relaxes_visibly_but_not_what_nothing_works_without():
+    """Relaxed rows keep their value and remedy."""
+    bad = facts(memory_bytes=GB, disk_free_bytes=GB, tun_error="no", engine=None)
+    found = outcomes(bad, development=True)
+    assert found["memory"] == found["disk"] == "relaxed"
+    assert found["engine"] == found["tun"] == "fail"
+    [memory, *_] = check_requirements(bad, development=True)
+    assert memory.remedy
+
+
+def test_a_wrong_clock_is_shown_and_keeps_no_host_out():
+    """Tokens are made with the control plane's time."""
+    assert outcomes(facts(clock_skew_s=-4000.0))["clock"] == "relaxed"
+    assert outcomes(facts(clock_skew_s=None))["clock"] == "not_measured"
+    assert not failing(check_requirements(facts(clock_skew_s=1e9), development=False))
+
+
+def test_a_rootless_engine_does_not_do():
+    """It can give no node what it needs."""
+    assert outcomes(facts(engine=an_engine(is_rootless=True)))["engine"] == "fail"
