@@ -1,0 +1,247 @@
+"""Rented clusters: look at them, extend and end them, what they cost."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corral.cli.output import (
+    JsonOption,
+    YesOption,
+    confirm,
+    instant,
+    is_json,
+    plain,
+    plural,
+    put,
+    put_json,
+    require_somebody,
+    say,
+    table,
+    usd,
+)
+from corral.cli.progress import follow_start, phase_rows
+from corral.cli.session import client
+from corral.cli.wishes import parse_hours
+
+if TYPE_CHECKING:
+    from corral.wire.api import Bill, Cluster
+
+ClusterArgument = Annotated[str, typer.Argument(metavar="CLUSTER", help="Name or id of the cluster.")]
+_BYTES = 1024.0
+
+
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="Ended ones too.")] = False, json: JsonOption = False
+) -> None:
+    """Show your clusters."""
+    with client() as corral:
+        clusters = corral.clusters(include_ended=every)
+    if is_json():
+        put_json(clusters)
+        return
+    rows = [
+        [
+            cluster.name,
+            cluster.state,
+            str(len(cluster.nodes)),
+            usd(cluster.rate_uc_per_hour),
+            usd(cluster.charged_uc),
+            usd(cluster.held_uc),
+            instant(cluster.ended_at or cluster.ends_at),
+        ]
+        for cluster in clusters
+    ]
+    headers = ["CLUSTER", "STATE", "NODES", "PER HOUR", "CHARGED", "HELD", "ENDS"]
+    put(table(headers, rows, right=headers[2:6]))
+
+
+def show(
+    cluster: ClusterArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until it is ready, phase by phase.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show one cluster: its nodes, and how long each phase of its start took."""
+    with client() as corral:
+        found = corral.cluster(cluster)
+        if follow:
+            found = follow_start(corral, found)
+    if is_json():
+        put_json(found)
+        return
+    rows = [
+        ["name", found.name],
+        ["id", found.id],
+        ["state", found.state + (f" ({found.reason})" if found.reason else "")],
+        ["hired", f"{found.hours} h at {usd(found.rate_uc_per_hour)} an hour"],
+        ["charged", f"{usd(found.charged_uc)}, held {usd(found.held_uc)}"],
+        ["ready", instant(found.ready_at)],
+        ["ended" if found.ended_at else "ends", instant(found.ended_at or found.ends_at)],
+        ["providers", f"{', '.join(found.providers)}: as trustworthy as the least of them"],
+        ["jobs", found.jobs_url or "-"],
+    ]
+    put(table(["", ""], rows).lstrip("\n"))
+    nodes = [
+        [
+            node.name,
+            node.role,
+            node.host,
+            node.provider,
+            node.address,
+            node.state + (f" ({node.reason})" if node.reason else ""),
+            f"{_size(node.received_bytes)} in, {_size(node.sent_bytes)} out",
+        ]
+        for node in found.nodes
+    ]
+    put("\n" + table(["NODE", "ROLE", "HOST", "PROVIDER", "ADDRESS", "STATE", "TRAFFIC"], nodes))
+    put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
+
+
+def dashboard(
+    cluster: ClusterArgument,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show a way into a cluster's dashboard: an address that works once, for a minute."""
+    with client() as corral:
+        ticket = corral.create_ticket(cluster)
+    if is_json():
+        put_json(ticket)
+    else:
+        say(f"works once, until {instant(ticket.expires_at)}:")
+        put(ticket.url)
+    if open_browser:
+        typer.launch(ticket.url)
+
+
+def extend(
+    cluster: ClusterArgument,
+    duration: Annotated[str, typer.Option("--for", metavar="TIME", help="Like 3h or 2d; whole hours.")],
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Hire a running cluster for longer, at the booked rates."""
+    hours = parse_hours(duration)
+    require_somebody("Extend it?", yes=yes)
+    with client() as corral:
+        found = corral.cluster(cluster)
+        cost_uc = found.rate_uc_per_hour * hours.hours
+        rounded = f" ({duration} rounded up: hire is by the whole hour)" if hours.is_rounded else ""
+        say(f"plan: {found.name} for {hours.hours} h more{rounded}, now until {instant(found.ends_at)}")
+        say(f"rate   {usd(found.rate_uc_per_hour)} an hour, as booked")
+        say(f"total  at most {usd(cost_uc)} more; what is not used is given back")
+        confirm("Extend it?", yes=yes)
+        extended = corral.extend(found.id, hours.hours, total_uc_max=cost_uc)
+    if is_json():
+        put_json(extended)
+        return
+    say(f"{extended.name} is hired for {extended.hours} h in all, until {instant(extended.ends_at)}")
+
+
+def down(cluster: ClusterArgument, yes: YesOption = False, json: JsonOption = False) -> None:
+    """End a cluster, and show its final bill."""
+    require_somebody(f"End {cluster}?", yes=yes)
+    with client() as corral:
+        found = corral.cluster(cluster)
+        say(f"{found.name} is {found.state}; {usd(found.charged_uc)} charged so far, {usd(found.held_uc)} held")
+        confirm(f"End {found.name}? Its containers, keys and data are deleted.", yes=yes)
+        bill = corral.end(found.id)
+    if is_json():
+        put_json(bill)
+        return
+    _put_bill(bill)
+
+
+def cost(
+    cluster: Annotated[str | None, typer.Argument(metavar="[CLUSTER]", help="One cluster; else all.")] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a cluster cost, line by line, or what all of yours did."""
+    with client() as corral:
+        if cluster is not None:
+            bill = corral.bill(cluster)
+            if is_json():
+                put_json(bill)
+            else:
+                _put_bill(bill)
+            return
+        clusters, who = corral.clusters(include_ended=True), corral.whoami()
+    total_uc = sum(each.charged_uc for each in clusters)
+    if is_json():
+        put_json(
+            {"clusters": plain(clusters), "charged_uc": total_uc, "balance_uc": who.balance_uc, "held_uc": who.held_uc}
+        )
+        return
+    rows = [
+        [each.name, each.state, f"{each.hours} h", usd(each.rate_uc_per_hour), usd(each.charged_uc), usd(each.held_uc)]
+        for each in clusters
+    ]
+    headers = ["CLUSTER", "STATE", "HIRED", "PER HOUR", "CHARGED", "HELD"]
+    put(table(headers, rows, right=headers[2:]))
+    free = f"{usd(who.balance_uc)} free, {usd(who.held_uc)} held"
+    put(f"\ncharged {usd(total_uc)} in all; {free}{_runway(clusters, who.balance_uc)}")
+
+
+def earnings(json: JsonOption = False) -> None:
+    """Show what your hosts earned."""
+    with client() as corral:
+        earned = corral.earnings()
+    if is_json():
+        put_json(earned)
+        return
+    rows = [
+        [
+            line.host,
+            line.device,
+            line.booking_id,
+            f"{line.minutes} min",
+            usd(line.rate_uc_per_hour),
+            usd(line.gross_uc),
+            usd(line.fee_uc),
+            usd(line.net_uc),
+            "settled" if line.settled else "running",
+        ]
+        for line in earned.lines
+    ]
+    headers = ["HOST", "DEVICE", "BOOKING", "TIME", "PER HOUR", "PAID", "FEE", "EARNED", "STATE"]
+    put(table(headers, rows, right=headers[3:8]))
+    put(f"\nearned {usd(earned.total_net_uc)} in all")
+
+
+def _put_bill(bill: "Bill") -> None:
+    rows = [
+        [
+            line.host,
+            line.provider,
+            line.device,
+            usd(line.rate_uc_per_hour),
+            f"{line.minutes} min",
+            f"{line.minutes_not_delivered} min",
+            usd(line.amount_uc),
+            line.state,
+        ]
+        for line in bill.lines
+    ]
+    headers = ["HOST", "PROVIDER", "DEVICE", "PER HOUR", "CHARGED", "NOT DELIVERED", "AMOUNT", "STATE"]
+    put(f"{'final bill' if bill.final else 'bill so far'} of {bill.cluster}\n")
+    put(table(headers, rows, right=headers[3:7]))
+    providers_uc = sum(line.provider_uc for line in bill.lines)
+    put(f"\npaid       {usd(bill.amount_uc)}")
+    put(f"providers  {usd(providers_uc)}")
+    put(f"network    {usd(bill.fee_uc)}")
+    put(f"returned   {usd(bill.returned_uc)}" if bill.final else f"held       {usd(bill.held_uc)}")
+    put(f"sum        {usd(bill.ledger_sum_uc)} over all accounts")
+
+
+def _runway(clusters: "list[Cluster]", balance_uc: int) -> str:
+    """How long the free credit lasts beyond what is held, at the rate of all that runs."""
+    rate = sum(each.rate_uc_per_hour for each in clusters if each.state in {"booked", "starting", "ready"})
+    return f", enough for {plural(balance_uc // rate, 'hour')} more of all that runs" if rate else ""
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < _BYTES:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _BYTES
+    return f"{size:.1f} TiB"

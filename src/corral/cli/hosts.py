@@ -1,0 +1,279 @@
+"""Hosts of a provider: join, look at, pause, leave; and tokens for a fleet."""
+
+import shlex
+import subprocess
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from corral.cli.output import (
+    EXIT_REFUSED,
+    JsonOption,
+    UsageProblem,
+    YesOption,
+    confirm,
+    instant,
+    is_json,
+    memory,
+    number,
+    plural,
+    put,
+    put_json,
+    say,
+    table,
+)
+from corral.cli.session import client
+from corral.cli.wishes import parse_minutes
+from corral.core.errors import CorralError
+
+if TYPE_CHECKING:
+    from corral.sdk import Client
+    from corral.wire.api import Host, JoinToken
+
+app = typer.Typer(help="Machines that you lend.", no_args_is_help=True)
+fleet_app = typer.Typer(help="Many machines at once.", no_args_is_help=True)
+
+
+HEARD_OF_S_MAX = 60.0
+HEARD_OF_POLL_S = 0.3
+
+
+class AgentImageMissing(CorralError):
+    """A join line cannot be made: nobody said which image the agent is in."""
+
+    code = "agent_image_missing"
+
+
+HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Name or id of the host.")]
+
+
+class Role(StrEnum):
+    """What a machine does."""
+
+    host = "host"
+    gateway = "gateway"
+
+
+@app.command("join")
+def join(
+    name: Annotated[str | None, typer.Option("--name", help="Name of the host; else that of the machine.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="Join this machine, now.")] = False,
+    role: Annotated[
+        Role, typer.Option("--role", help="`gateway`: serve clusters' dashboards (operators).")
+    ] = Role.host,
+    advertise: Annotated[
+        str | None, typer.Option("--advertise", metavar="IP", help="Address at which other hosts reach this one.")
+    ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="Relax the requirements, and allow several slices on one machine.")
+    ] = False,
+    slice_name: Annotated[
+        str | None, typer.Option("--slice", metavar="NAME", help="In development: this agent's slice of the machine.")
+    ] = None,
+    cores: Annotated[float | None, typer.Option("--cores", min=0.01, help="In development: cores to lend.")] = None,
+    memory_gib: Annotated[
+        float | None, typer.Option("--memory", metavar="GIB", min=0.1, help="In development: memory to lend.")
+    ] = None,
+    gateway_bind: Annotated[
+        str | None, typer.Option("--gateway-bind", metavar="IP:PORT", help="Where a gateway listens.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the line that joins a machine; paste it there. The token in it works once, for 15 minutes."""
+    if not development and (slice_name is not None or cores is not None or memory_gib is not None):
+        raise UsageProblem(
+            "--slice, --cores and --memory are for --development; nothing was asked for",
+            hint="without --development the whole machine is lent",
+        )
+    if gateway_bind is not None and role is not Role.gateway:
+        raise UsageProblem("--gateway-bind is for --role gateway; nothing was asked for")
+    options: list[str] = []
+    for option, value in (
+        ("--name", name),
+        ("--role", role.value if role is Role.gateway else None),
+        ("--advertise", advertise),
+        ("--slice", slice_name),
+        ("--cores", None if cores is None else number(cores)),
+        ("--memory", None if memory_gib is None else number(memory_gib)),
+        ("--gateway-bind", gateway_bind),
+    ):
+        if value is not None:
+            options += [option, value]
+    if development:
+        options.append("--development")
+    with client() as corral:
+        token = corral.create_join_token(role=role.value)
+        if run:
+            known = {host.id for host in corral.hosts()}
+            _run_here(install_command(token, options, has_machine_id=Path("/etc/machine-id").is_file()), token)
+            _wait_heard_of(corral, known)
+            return
+    command = install_command(token, options)
+    line = f"printf %s {shlex.quote(token.token)} | {shlex.join(command)}"
+    if is_json():
+        put_json({"line": line, "expires_at": token.expires_at.isoformat(), "role": token.role})
+        return
+    say(f"paste this on the machine before {instant(token.expires_at)}:")
+    put(line)
+
+
+def install_command(token: "JoinToken", options: list[str], *, has_machine_id: bool = True) -> list[str]:
+    """
+    The command that installs the agent; it reads the token from stdin, so that no process list shows it.
+
+    Raises:
+        AgentImageMissing: the control plane does not know its agent's image.
+    """
+    if not token.agent_image:
+        raise AgentImageMissing(
+            "the control plane names no image of the agent; no host was joined",
+            hint="its operator names one with `corral serve --images FILE`",
+        )
+    # A bare digest is an image of this machine that no registry knows.
+    pull = "never" if token.agent_image.startswith("sha256:") else "missing"
+    command = ["docker", "run", "-i", "--rm", "--pull", pull, "-v", "/var/run/docker.sock:/var/run/docker.sock"]
+    if has_machine_id:
+        command += ["-v", "/etc/machine-id:/etc/machine-id:ro"]
+    command += ["--add-host", "host.docker.internal:host-gateway", token.agent_image, "install", "--url", token.url]
+    if token.ca_sha256:
+        command += ["--ca-sha256", token.ca_sha256]
+    return command + options
+
+
+@app.command("list")
+def list_hosts(json: JsonOption = False) -> None:
+    """Show your hosts."""
+    with client() as corral:
+        hosts = corral.hosts()
+    if is_json():
+        put_json(hosts)
+        return
+    rows = [
+        [host.name, host.status, host.role, _hardware(host), _devices(host), instant(host.last_seen_at), host.reason]
+        for host in hosts
+    ]
+    put(table(["HOST", "STATUS", "ROLE", "HARDWARE", "DEVICES", "LAST SEEN", "REASON"], rows))
+
+
+@app.command("show")
+def show(host: HostArgument, json: JsonOption = False) -> None:
+    """Show one host: its devices, and each requirement with value, need and remedy."""
+    with client() as corral:
+        found = corral.host(host)
+    if is_json():
+        put_json(found)
+        return
+    skew = "-" if found.clock_skew_s is None else f"{found.clock_skew_s:+.1f} s"
+    rows = [
+        ["name", found.name],
+        ["id", found.id],
+        ["status", found.status + (f" ({found.reason})" if found.reason else "")],
+        ["intent", found.intent],
+        ["hardware", _hardware(found)],
+        ["free disk", memory(found.disk_free_bytes)],
+        ["agent", found.agent_version],
+        ["last seen", instant(found.last_seen_at)],
+        ["clock", f"{skew} from the control plane's"],
+    ]
+    if found.development:
+        rows.append(["development", "shared machine, exclusivity not proven"])
+    put(table(["", ""], rows).lstrip("\n"))
+    devices = [
+        [device.key, device.kind, device.model, number(device.cores), memory(device.memory_bytes), device.status]
+        for device in found.devices
+    ]
+    put("\n" + table(["DEVICE", "KIND", "MODEL", "CORES", "MEMORY", "STATUS"], devices, right=["CORES", "MEMORY"]))
+    checks = [
+        [check.rule, check.outcome.replace("_", " "), check.value, check.need, check.remedy] for check in found.checks
+    ]
+    put("\n" + table(["RULE", "OUTCOME", "VALUE", "NEED", "REMEDY"], checks))
+
+
+@app.command("pause")
+def pause(host: HostArgument, json: JsonOption = False) -> None:
+    """Take no new clusters on a host; what runs there goes on."""
+    with client() as corral:
+        found = corral.set_intent(host, "paused")
+    _tell(found, f"{found.name} takes no new clusters; `corral host resume {found.name}` ends the pause")
+
+
+@app.command("resume")
+def resume(host: HostArgument, json: JsonOption = False) -> None:
+    """Lend a paused host again."""
+    with client() as corral:
+        found = corral.set_intent(host, "active")
+    _tell(found, f"{found.name} is lent again")
+
+
+@app.command("leave")
+def leave(host: HostArgument, yes: YesOption = False, json: JsonOption = False) -> None:
+    """Take a host out of the network, once what runs on it has ended."""
+    confirm(f"Take {host} out of the network for good?", yes=yes)
+    with client() as corral:
+        found = corral.set_intent(host, "left")
+    over = (
+        "has left" if found.status == "left" else "takes no new clusters, and leaves when the running ones have ended"
+    )
+    _tell(found, f"{found.name} {over}")
+
+
+@fleet_app.command("token")
+def fleet_token(
+    uses: Annotated[int, typer.Option("--uses", min=1, max=10_000, help="How many hosts may join with it.")] = 100,
+    expires: Annotated[str, typer.Option("--expires", help="Life of the token, like 12h or 7d (at most 30d).")] = "1d",
+    json: JsonOption = False,
+) -> None:
+    """Make a token with which many hosts may join, and show it this once."""
+    with client() as corral:
+        token = corral.create_join_token(uses_max=uses, expires_in_s=parse_minutes(expires) * 60)
+    if is_json():
+        put_json(token)
+        return
+    say(f"for {plural(token.uses_max, 'host')}, until {instant(token.expires_at)}; give it to this command on stdin:")
+    say(f"  {shlex.join(install_command(token, []))}")
+    put(token.token)
+
+
+def _run_here(command: list[str], token: "JoinToken") -> None:
+    try:
+        done = subprocess.run(command, input=token.token.encode(), check=False)
+    except FileNotFoundError as error:
+        raise UsageProblem(
+            "there is no `docker` on this machine; the host was not joined",
+            hint="install Docker Engine, or paste the line of `corral host join` on another machine",
+        ) from error
+    if done.returncode != 0:
+        say(f"the agent was not installed: docker ended with {done.returncode}; the reason is above")
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _wait_heard_of(corral: "Client", known: set[str]) -> None:
+    """Waits until the host that was just joined has reported, and says how it stands."""
+    deadline = time.monotonic() + HEARD_OF_S_MAX
+    while time.monotonic() < deadline:
+        for host in corral.hosts():
+            if host.id not in known and host.last_seen_at is not None and host.status != "checking":
+                _tell(host, f"{host.name} is {host.status}" + (f": {host.reason}" if host.reason else ""))
+                return
+        time.sleep(HEARD_OF_POLL_S)
+    say("the agent runs, but has not reported yet; `corral host list` shows when it has")
+
+
+def _tell(host: "Host", text: str) -> None:
+    if is_json():
+        put_json(host)
+        return
+    say(text)
+
+
+def _hardware(host: "Host") -> str:
+    gpus = f"{plural(len(host.gpus), 'GPU')} ({', '.join(sorted(set(host.gpus)))}), " if host.gpus else ""
+    return f"{gpus}{number(host.cores)} cores, {memory(host.memory_bytes)}"
+
+
+def _devices(host: "Host") -> str:
+    hired = sum(device.status == "hired" for device in host.devices)
+    return f"{hired} of {len(host.devices)} hired"

@@ -1,0 +1,65 @@
+"""Words of a command line as numbers: durations and GPUs."""
+
+import re
+from dataclasses import dataclass
+
+from corral.cli.output import UsageProblem
+
+_DURATION = re.compile(r"^(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?$")
+_GPU = re.compile(r"^([A-Za-z0-9][A-Za-z0-9 ._/+-]{0,78}?)(?::(\d{1,6}))?$")
+
+
+@dataclass(frozen=True)
+class WholeHours:
+    """A duration as it is hired: by the whole hour, rounded up."""
+
+    hours: int
+    is_rounded: bool
+
+
+def parse_minutes(text: str) -> int:
+    """
+    Minutes of a duration: `3h`, `90m`, `2d`, `1h30m`, or a plain number of hours.
+
+    Raises:
+        UsageProblem: it is no duration, or none at all.
+    """
+    stripped = text.strip().lower()
+    if stripped.isascii() and stripped.isdigit() and len(stripped) < 6:
+        minutes = int(stripped) * 60
+    else:
+        match = _DURATION.match(stripped)
+        if match is None or not stripped:
+            raise UsageProblem(f"{text!r} is not a duration", hint="write it like 3h, 90m, 2d or 1h30m")
+        days, hours, single = (int(part or 0) for part in match.groups())
+        minutes = (days * 24 + hours) * 60 + single
+    if minutes < 1:
+        raise UsageProblem(f"{text!r} is no time at all", hint="the shortest hire is 1h")
+    return minutes
+
+
+def parse_hours(text: str) -> WholeHours:
+    """
+    A duration in whole hours, rounded up: clusters are hired by the hour.
+
+    Raises:
+        UsageProblem: it is no duration, or longer than a year.
+    """
+    minutes = parse_minutes(text)
+    hours = -(-minutes // 60)
+    if hours > 8760:
+        raise UsageProblem(f"{text!r} is longer than a year", hint="hire for at most 365d, then `corral extend`")
+    return WholeHours(hours, is_rounded=minutes % 60 != 0)
+
+
+def parse_gpu(text: str) -> tuple[str, int]:
+    """
+    Model and count of `H100:8` (eight in all) or `H100` (one).
+
+    Raises:
+        UsageProblem: it is neither.
+    """
+    match = _GPU.match(text.strip())
+    if match is None or match.group(2) in {"0", "00"}:
+        raise UsageProblem(f"{text!r} names no GPUs", hint="write model and count in all, like H100:8")
+    return match.group(1), int(match.group(2) or 1)

@@ -1,0 +1,233 @@
+"""
+Every request to the control plane as a value: what is sent, and how the answer is read.
+
+Nothing here does I/O, so that the two clients, waiting and async, share all rules and differ in how they wait.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from corral.sdk.errors import AnswerMalformed, ApiError
+from corral.wire import api
+from corral.wire.problem import Problem
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+
+_PYTHON_REASON = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$")
+
+ANSWER_TIMEOUT_S = 30.0
+WAIT_S_MAX = 25
+"""How long the control plane holds a waiting request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request."""
+
+    method: Method
+    path: str
+    """Below the base address, starting with a slash."""
+    read: Callable[[bytes], T]
+    """Makes the result of a successful answer's body; ValueError if it cannot."""
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes | None = None
+    upload: Path | None = None
+    """A file sent as the body, instead of `body`."""
+    is_repeatable: bool
+    """Whether sending it twice does what sending it once does: reading, or an id made by the client."""
+    is_public: bool = False
+    """Needs no API key."""
+    timeout_s: float = ANSWER_TIMEOUT_S
+
+
+def segment(text: str) -> str:
+    """One path segment; whatever a person typed cannot reach another route."""
+    quoted = quote(text, safe="")
+    return quoted.replace(".", "%2E") if quoted in {".", ".."} else quoted
+
+
+def _model(model: type[M]) -> Callable[[bytes], M]:
+    return model.model_validate_json
+
+
+def _list_of(model: type[M]) -> Callable[[bytes], list[M]]:
+    adapter: TypeAdapter[list[M]] = TypeAdapter(list[model])  # pyright: ignore[reportInvalidTypeForm]
+    return adapter.validate_json
+
+
+def _nothing(_: bytes) -> None:
+    return None
+
+
+def _json(request: BaseModel) -> bytes:
+    return request.model_dump_json(exclude_none=True).encode()
+
+
+def problem_of(status: int, body: bytes, *, url: str) -> Problem:
+    """
+    The problem document of a refused request.
+
+    Where the server sent none (Ray, a proxy), one is made of the status and of the text's last line, which in a Python
+    traceback is the reason.
+    """
+    try:
+        return Problem.model_validate_json(body)
+    except ValidationError:
+        pass
+    text = body[-4000:].decode(errors="replace").strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    is_page = "<html" in text.lower()
+    reasons = [match.group(1) for line in lines if (match := _PYTHON_REASON.match(line))]
+    detail = f"{url} answered HTTP {status}" if is_page or not lines else (reasons or lines)[-1][:500]
+    hint = "`corral login` with a key that is valid" if status == 401 else None
+    return Problem(title="refused", status=status, code=f"http_{status}", detail=detail, hint=hint)
+
+
+def result_of(call: Call[T], status: int, body: bytes, *, url: str) -> T:
+    """
+    The result of an answer.
+
+    Raises:
+        ApiError: the server refused.
+        AnswerMalformed: the answer is not what was agreed.
+    """
+    if not 200 <= status < 300:
+        raise ApiError(problem_of(status, body, url=url))
+    try:
+        return call.read(body)
+    except ValueError as error:
+        raise AnswerMalformed(
+            f"the answer to {call.method} {call.path} is not understood by this version",
+            hint="`pip install --upgrade corral`, or ask the operator which version the control plane runs",
+            path=call.path,
+        ) from error
+
+
+# --- persons, keys, money -----------------------------------------------------------------------------------------
+
+
+def signup(name: str) -> Call[api.SignedUp]:
+    """A new account; not repeatable, its key is shown once."""
+    body = json.dumps({"name": name}).encode()  # the server judges the name, so that there is one message for it
+    return Call(
+        method="POST", path="/v1/signup", read=_model(api.SignedUp), body=body, is_repeatable=False, is_public=True
+    )
+
+
+def whoami() -> Call[api.WhoAmI]:
+    return Call(method="GET", path="/v1/whoami", read=_model(api.WhoAmI), is_repeatable=True)
+
+
+def keys() -> Call[list[api.Key]]:
+    return Call(method="GET", path="/v1/keys", read=_list_of(api.Key), is_repeatable=True)
+
+
+def create_key(request: api.CreateKeyRequest) -> Call[api.NewKey]:
+    return Call(method="POST", path="/v1/keys", read=_model(api.NewKey), body=_json(request), is_repeatable=False)
+
+
+def revoke_key(key_id: str) -> Call[None]:
+    return Call(method="DELETE", path=f"/v1/keys/{segment(key_id)}", read=_nothing, is_repeatable=True)
+
+
+def add_credit(request: api.AddCreditRequest) -> Call[api.Transfer]:
+    return Call(method="POST", path="/v1/credits", read=_model(api.Transfer), body=_json(request), is_repeatable=True)
+
+
+def transfers() -> Call[list[api.Transfer]]:
+    return Call(method="GET", path="/v1/transfers", read=_list_of(api.Transfer), is_repeatable=True)
+
+
+def earnings() -> Call[api.Earnings]:
+    return Call(method="GET", path="/v1/earnings", read=_model(api.Earnings), is_repeatable=True)
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+def create_join_token(request: api.JoinTokenRequest) -> Call[api.JoinToken]:
+    path = "/v1/hosts/tokens"
+    return Call(method="POST", path=path, read=_model(api.JoinToken), body=_json(request), is_repeatable=False)
+
+
+def hosts() -> Call[list[api.Host]]:
+    return Call(method="GET", path="/v1/hosts", read=_list_of(api.Host), is_repeatable=True)
+
+
+def host(name_or_id: str) -> Call[api.Host]:
+    return Call(method="GET", path=f"/v1/hosts/{segment(name_or_id)}", read=_model(api.Host), is_repeatable=True)
+
+
+def set_intent(name_or_id: str, intent: Literal["active", "paused", "left"]) -> Call[api.Host]:
+    body, path = _json(api.IntentRequest(intent=intent)), f"/v1/hosts/{segment(name_or_id)}/intent"
+    return Call(method="PUT", path=path, read=_model(api.Host), body=body, is_repeatable=True)
+
+
+# --- market and clusters ------------------------------------------------------------------------------------------
+
+
+def offers() -> Call[api.Offers]:
+    return Call(method="GET", path="/v1/offers", read=_model(api.Offers), is_repeatable=True)
+
+
+def quote_for(request: api.ClusterRequest) -> Call[api.Quote]:
+    # A quote takes and holds nothing, so asking twice is harmless.
+    return Call(method="POST", path="/v1/quotes", read=_model(api.Quote), body=_json(request), is_repeatable=True)
+
+
+def book(request: api.BookRequest) -> Call[api.Cluster]:
+    return Call(method="POST", path="/v1/clusters", read=_model(api.Cluster), body=_json(request), is_repeatable=True)
+
+
+def clusters(*, include_ended: bool) -> Call[list[api.Cluster]]:
+    query = {"all": "true"} if include_ended else {}
+    return Call(method="GET", path="/v1/clusters", read=_list_of(api.Cluster), query=query, is_repeatable=True)
+
+
+def cluster(name_or_id: str) -> Call[api.Cluster]:
+    return Call(method="GET", path=_cluster_path(name_or_id), read=_model(api.Cluster), is_repeatable=True)
+
+
+def cluster_after(name_or_id: str, *, version: int, wait_s: int) -> Call[api.Cluster]:
+    """The cluster once it is newer than `version`, or as it is after `wait_s` seconds (at most `WAIT_S_MAX`)."""
+    wait = min(wait_s, WAIT_S_MAX)
+    return Call(
+        method="GET",
+        path=_cluster_path(name_or_id),
+        read=_model(api.Cluster),
+        query={"newer_than": str(version), "wait_s": str(wait)},
+        is_repeatable=True,
+        timeout_s=wait + ANSWER_TIMEOUT_S,
+    )
+
+
+def end_cluster(name_or_id: str) -> Call[api.Cluster]:
+    return Call(method="DELETE", path=_cluster_path(name_or_id), read=_model(api.Cluster), is_repeatable=True)
+
+
+def extend(name_or_id: str, request: api.ExtendRequest) -> Call[api.Cluster]:
+    path = f"{_cluster_path(name_or_id)}/extension"
+    return Call(method="POST", path=path, read=_model(api.Cluster), body=_json(request), is_repeatable=True)
+
+
+def create_ticket(name_or_id: str) -> Call[api.TicketAnswer]:
+    # A second ticket replaces nothing and lapses by itself.
+    path = f"{_cluster_path(name_or_id)}/tickets"
+    return Call(method="POST", path=path, read=_model(api.TicketAnswer), is_repeatable=True)
+
+
+def bill(name_or_id: str) -> Call[api.Bill]:
+    return Call(method="GET", path=f"{_cluster_path(name_or_id)}/bill", read=_model(api.Bill), is_repeatable=True)
+
+
+def _cluster_path(name_or_id: str) -> str:
+    return f"/v1/clusters/{segment(name_or_id)}"

@@ -1,0 +1,473 @@
+"""The waiting client and the asyncio one: the same calls, carried out in two ways."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from corral.core.clock import SystemClock
+from corral.core.ids import BookingId, QuoteId, TimeOrderedIds
+from corral.core.randomness import SystemRandomness
+from corral.sdk import calls, config, tls
+from corral.sdk.addresses import checked_url, is_plain
+from corral.sdk.clusters import OVER_STATES, is_started, jobs_url
+from corral.sdk.executors import AsyncExecutor, Executor
+from corral.sdk.jobs import AsyncJobs, Jobs
+from corral.wire import api
+
+T = TypeVar("T")
+
+BILL_POLL_S = 0.5
+
+
+def new_id(prefix: str) -> str:
+    """A new id made by this client (`bk` booking, `tr` transfer, `ex` extension): keep it, and a retry is harmless."""
+    return _ids.new(prefix)
+
+
+_ids = TimeOrderedIds(SystemClock(), SystemRandomness())
+
+
+class Client:
+    """
+    A person's connection to the control plane.
+
+    ```python
+    from corral import Client
+
+    with Client() as corral:
+        quote = corral.quote(cpu=1, nodes=3, hours=1)
+        cluster = corral.wait_ready(corral.book(quote.id).id)
+        jobs = corral.jobs(cluster.name)
+        job_id = jobs.submit("python main.py", working_dir=".")
+        for text in jobs.logs(job_id, follow=True):
+            print(text, end="")
+        print(corral.end(cluster.name))
+    ```
+
+    Every method raises `ApiError` when the control plane refuses (its `code` tells why), `Unreachable` when nobody
+    answers, `CertificateUntrusted` when somebody else does, and `NotConfigured` without a key. Reading is repeated
+    after a lost connection, and so is what carries an id made here; nothing else is.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        ca: str | Path | None = None,
+        ca_sha256: str | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """
+        Sends nothing yet. What is not given comes from CORRAL_URL, CORRAL_API_KEY, CORRAL_CA and the settings file.
+
+        Args:
+            url: the control plane; HTTPS, or HTTP on this machine.
+            api_key: `id.secret`.
+            ca: PEM file of the only CA to believe.
+            ca_sha256: or its fingerprint (SHA-256 of the DER form, hex); the certificate is then fetched and compared.
+            sleep: how to wait between attempts.
+
+        Raises:
+            AddressRefused: the address is plain HTTP to another machine.
+            ConfigMalformed: the settings file cannot be read.
+        """
+        ca_path = None if ca is None else str(ca)
+        self.config = config.effective(url=url, api_key=api_key, ca=ca_path, ca_sha256=ca_sha256)
+        self._sleep = sleep
+        self._executor: Executor | None = None
+        self._gateways: dict[str, Executor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for executor in (self._executor, *self._gateways.values()):
+            if executor is not None:
+                executor.close()
+        self._executor = None
+        self._gateways.clear()
+
+    # --- persons, keys, money ---
+
+    def signup(self, name: str) -> api.SignedUp:
+        """A new account and its first key, whose secret is shown this once. Needs no key."""
+        return self._run(calls.signup(name))
+
+    def whoami(self) -> api.WhoAmI:
+        """Who the key belongs to, and the balance."""
+        return self._run(calls.whoami())
+
+    def keys(self) -> list[api.Key]:
+        """All keys of the person, revoked ones too."""
+        return self._run(calls.keys())
+
+    def create_key(self, label: str, *, expires_in_s: int | None = None) -> api.NewKey:
+        """A new key, whose secret is shown this once."""
+        return self._run(calls.create_key(api.CreateKeyRequest(label=label, expires_in_s=expires_in_s)))
+
+    def revoke_key(self, key_id: str) -> None:
+        """Ends a key at once and for good; ending it twice is harmless."""
+        self._run(calls.revoke_key(key_id))
+
+    def add_credit(self, person: str, amount_uc: int, *, transfer_id: str | None = None) -> api.Transfer:
+        """Issues credit to a person (operators only), in micro-credits; once per `transfer_id`."""
+        request = api.AddCreditRequest(id=transfer_id or new_id("tr"), person=person, amount_uc=amount_uc)
+        return self._run(calls.add_credit(request))
+
+    def transfers(self) -> list[api.Transfer]:
+        """Movements of the ledger in which the person has a part, newest first."""
+        return self._run(calls.transfers())
+
+    def earnings(self) -> api.Earnings:
+        """What the person's hosts earned, line by line."""
+        return self._run(calls.earnings())
+
+    # --- hosts ---
+
+    def create_join_token(
+        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
+    ) -> api.JoinToken:
+        """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
+        return self._run(
+            calls.create_join_token(api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
+        )
+
+    def hosts(self) -> list[api.Host]:
+        """The person's hosts."""
+        return self._run(calls.hosts())
+
+    def host(self, name_or_id: str) -> api.Host:
+        """One host, with its devices and checks."""
+        return self._run(calls.host(name_or_id))
+
+    def set_intent(self, name_or_id: str, intent: Literal["active", "paused", "left"]) -> api.Host:
+        """What the provider wants of the host: to be rented out, to rest, or to leave once nothing runs on it."""
+        return self._run(calls.set_intent(name_or_id, intent))
+
+    # --- market ---
+
+    def offers(self) -> api.Offers:
+        """What can be rented at this moment."""
+        return self._run(calls.offers())
+
+    def quote(
+        self,
+        *,
+        name: str | None = None,
+        nodes: int = 1,
+        cpu: int = 0,
+        gpu_model: str | None = None,
+        gpu_count: int = 0,
+        hours: int = 1,
+        single_provider: bool = False,
+    ) -> api.Quote:
+        """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
+        return self.quote_for(
+            api.ClusterRequest(
+                name=name,
+                nodes=nodes,
+                cpu=cpu,
+                gpu_model=gpu_model,
+                gpu_count=gpu_count,
+                hours=hours,
+                single_provider=single_provider,
+            )
+        )
+
+    def quote_for(self, request: api.ClusterRequest) -> api.Quote:
+        """A priced placement for a wish."""
+        return self._run(calls.quote_for(request))
+
+    # --- clusters ---
+
+    def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
+        """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
+        request = api.BookRequest(id=BookingId(booking_id or new_id("bk")), quote_id=QuoteId(quote_id))
+        return self._run(calls.book(request))
+
+    def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
+        """The person's clusters, newest first."""
+        return self._run(calls.clusters(include_ended=include_ended))
+
+    def cluster(self, name_or_id: str) -> api.Cluster:
+        """One cluster."""
+        return self._run(calls.cluster(name_or_id))
+
+    def watch(self, name_or_id: str, *, newer_than: int = -1) -> Iterator[api.Cluster]:
+        """The cluster each time that it has changed, until it has ended or failed."""
+        version = newer_than
+        while True:
+            cluster = self._run(calls.cluster_after(name_or_id, version=version, wait_s=calls.WAIT_S_MAX))
+            if cluster.version > version:
+                version = cluster.version
+                yield cluster
+            if cluster.state in OVER_STATES:
+                return
+
+    def wait_ready(self, name_or_id: str) -> api.Cluster:
+        """
+        The cluster once it is ready.
+
+        Raises:
+            StartFailed: it will not become ready.
+        """
+        for cluster in self.watch(name_or_id):
+            if is_started(cluster):
+                return cluster
+        raise AssertionError("a watch ends only with a state that is over, for which is_started raises")
+
+    def end(self, name_or_id: str) -> api.Bill:
+        """Ends a cluster and returns its final bill, once all has been charged and given back."""
+        cluster = self._run(calls.end_cluster(name_or_id))
+        while not (bill := self._run(calls.bill(cluster.id))).final:
+            self._sleep(BILL_POLL_S)
+        return bill
+
+    def extend(
+        self, name_or_id: str, hours: int, *, total_uc_max: int | None = None, extension_id: str | None = None
+    ) -> api.Cluster:
+        """Adds hours at the booked rates; refused if it would cost more than `total_uc_max`."""
+        request = api.ExtendRequest(id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max)
+        return self._run(calls.extend(name_or_id, request))
+
+    def bill(self, name_or_id: str) -> api.Bill:
+        """What a cluster has cost so far, or in the end."""
+        return self._run(calls.bill(name_or_id))
+
+    def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
+        """A way into the cluster's dashboard for a browser: works once, for a minute."""
+        return self._run(calls.create_ticket(name_or_id))
+
+    def jobs(self, name_or_id: str) -> Jobs:
+        """
+        The jobs of a cluster that is ready.
+
+        Raises:
+            ClusterNotReady: it takes no jobs now.
+        """
+        url = checked_url(jobs_url(self.cluster(name_or_id)))
+        context = None if is_plain(url) else tls.gateway_context(self.config)
+        key = config.key_of(self.config)
+        if url not in self._gateways:
+            self._gateways[url] = Executor(url, api_key=key, context=context, sleep=self._sleep)
+        return Jobs(self._gateways[url], api_key=key, context=context, new_id=new_id, sleep=self._sleep)
+
+    def _run(self, call: calls.Call[T]) -> T:
+        if not call.is_public:
+            config.key_of(self.config)
+        if self._executor is None:
+            context = tls.control_plane_context(self.config)
+            self._executor = Executor(
+                self.config.url or "", api_key=self.config.api_key, context=context, sleep=self._sleep
+            )
+        return self._executor.run(call)
+
+
+class AsyncClient:
+    """
+    A person's connection to the control plane, for asyncio; see `Client` for what the methods do and raise.
+
+    ```python
+    async with AsyncClient() as corral:
+        print(await corral.whoami())
+    ```
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        ca: str | Path | None = None,
+        ca_sha256: str | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Sends nothing yet; the arguments are those of `Client`."""
+        ca_path = None if ca is None else str(ca)
+        self.config = config.effective(url=url, api_key=api_key, ca=ca_path, ca_sha256=ca_sha256)
+        self._sleep = sleep
+        self._executor: AsyncExecutor | None = None
+        self._gateways: dict[str, AsyncExecutor] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        for executor in (self._executor, *self._gateways.values()):
+            if executor is not None:
+                await executor.close()
+        self._executor = None
+        self._gateways.clear()
+
+    async def signup(self, name: str) -> api.SignedUp:
+        """A new account and its first key, whose secret is shown this once. Needs no key."""
+        return await self._run(calls.signup(name))
+
+    async def whoami(self) -> api.WhoAmI:
+        """Who the key belongs to, and the balance."""
+        return await self._run(calls.whoami())
+
+    async def keys(self) -> list[api.Key]:
+        """All keys of the person, revoked ones too."""
+        return await self._run(calls.keys())
+
+    async def create_key(self, label: str, *, expires_in_s: int | None = None) -> api.NewKey:
+        """A new key, whose secret is shown this once."""
+        return await self._run(calls.create_key(api.CreateKeyRequest(label=label, expires_in_s=expires_in_s)))
+
+    async def revoke_key(self, key_id: str) -> None:
+        """Ends a key at once and for good; ending it twice is harmless."""
+        await self._run(calls.revoke_key(key_id))
+
+    async def add_credit(self, person: str, amount_uc: int, *, transfer_id: str | None = None) -> api.Transfer:
+        """Issues credit to a person (operators only), in micro-credits; once per `transfer_id`."""
+        request = api.AddCreditRequest(id=transfer_id or new_id("tr"), person=person, amount_uc=amount_uc)
+        return await self._run(calls.add_credit(request))
+
+    async def transfers(self) -> list[api.Transfer]:
+        """Movements of the ledger in which the person has a part, newest first."""
+        return await self._run(calls.transfers())
+
+    async def earnings(self) -> api.Earnings:
+        """What the person's hosts earned, line by line."""
+        return await self._run(calls.earnings())
+
+    async def create_join_token(
+        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
+    ) -> api.JoinToken:
+        """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
+        return await self._run(
+            calls.create_join_token(api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
+        )
+
+    async def hosts(self) -> list[api.Host]:
+        """The person's hosts."""
+        return await self._run(calls.hosts())
+
+    async def host(self, name_or_id: str) -> api.Host:
+        """One host, with its devices and checks."""
+        return await self._run(calls.host(name_or_id))
+
+    async def set_intent(self, name_or_id: str, intent: Literal["active", "paused", "left"]) -> api.Host:
+        """What the provider wants of the host: to be rented out, to rest, or to leave once nothing runs on it."""
+        return await self._run(calls.set_intent(name_or_id, intent))
+
+    async def offers(self) -> api.Offers:
+        """What can be rented at this moment."""
+        return await self._run(calls.offers())
+
+    async def quote(
+        self,
+        *,
+        name: str | None = None,
+        nodes: int = 1,
+        cpu: int = 0,
+        gpu_model: str | None = None,
+        gpu_count: int = 0,
+        hours: int = 1,
+        single_provider: bool = False,
+    ) -> api.Quote:
+        """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
+        return await self.quote_for(
+            api.ClusterRequest(
+                name=name,
+                nodes=nodes,
+                cpu=cpu,
+                gpu_model=gpu_model,
+                gpu_count=gpu_count,
+                hours=hours,
+                single_provider=single_provider,
+            )
+        )
+
+    async def quote_for(self, request: api.ClusterRequest) -> api.Quote:
+        """A priced placement for a wish."""
+        return await self._run(calls.quote_for(request))
+
+    async def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
+        """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
+        request = api.BookRequest(id=BookingId(booking_id or new_id("bk")), quote_id=QuoteId(quote_id))
+        return await self._run(calls.book(request))
+
+    async def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
+        """The person's clusters, newest first."""
+        return await self._run(calls.clusters(include_ended=include_ended))
+
+    async def cluster(self, name_or_id: str) -> api.Cluster:
+        """One cluster."""
+        return await self._run(calls.cluster(name_or_id))
+
+    async def watch(self, name_or_id: str, *, newer_than: int = -1) -> AsyncIterator[api.Cluster]:
+        """The cluster each time that it has changed, until it has ended or failed."""
+        version = newer_than
+        while True:
+            cluster = await self._run(calls.cluster_after(name_or_id, version=version, wait_s=calls.WAIT_S_MAX))
+            if cluster.version > version:
+                version = cluster.version
+                yield cluster
+            if cluster.state in OVER_STATES:
+                return
+
+    async def wait_ready(self, name_or_id: str) -> api.Cluster:
+        """The cluster once it is ready; raises `StartFailed` if it will not become so."""
+        async for cluster in self.watch(name_or_id):
+            if is_started(cluster):
+                return cluster
+        raise AssertionError("a watch ends only with a state that is over, for which is_started raises")
+
+    async def end(self, name_or_id: str) -> api.Bill:
+        """Ends a cluster and returns its final bill, once all has been charged and given back."""
+        cluster = await self._run(calls.end_cluster(name_or_id))
+        while not (bill := await self._run(calls.bill(cluster.id))).final:
+            await self._sleep(BILL_POLL_S)
+        return bill
+
+    async def extend(
+        self, name_or_id: str, hours: int, *, total_uc_max: int | None = None, extension_id: str | None = None
+    ) -> api.Cluster:
+        """Adds hours at the booked rates; refused if it would cost more than `total_uc_max`."""
+        request = api.ExtendRequest(id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max)
+        return await self._run(calls.extend(name_or_id, request))
+
+    async def bill(self, name_or_id: str) -> api.Bill:
+        """What a cluster has cost so far, or in the end."""
+        return await self._run(calls.bill(name_or_id))
+
+    async def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
+        """A way into the cluster's dashboard for a browser: works once, for a minute."""
+        return await self._run(calls.create_ticket(name_or_id))
+
+    async def jobs(self, name_or_id: str) -> AsyncJobs:
+        """The jobs of a cluster that is ready; raises `ClusterNotReady` otherwise."""
+        url = checked_url(jobs_url(await self.cluster(name_or_id)))
+        context = None if is_plain(url) else await asyncio.to_thread(tls.gateway_context, self.config)
+        key = config.key_of(self.config)
+        if url not in self._gateways:
+            self._gateways[url] = AsyncExecutor(url, api_key=key, context=context, sleep=self._sleep)
+        return AsyncJobs(self._gateways[url], api_key=key, context=context, new_id=new_id, sleep=self._sleep)
+
+    async def _run(self, call: calls.Call[T]) -> T:
+        if not call.is_public:
+            config.key_of(self.config)
+        if self._executor is None:
+            context = await asyncio.to_thread(tls.control_plane_context, self.config)
+            self._executor = AsyncExecutor(
+                self.config.url or "", api_key=self.config.api_key, context=context, sleep=self._sleep
+            )
+        return await self._executor.run(call)

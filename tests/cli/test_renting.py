@@ -1,0 +1,145 @@
+"""Renting from the command line: plan, booking, progress, bill."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from corral.cli import progress
+from sdk.fake_control_plane import FakeControlPlane
+
+from .conftest import Corral
+
+Compare = Callable[..., None]
+
+
+def test_up_shows_plan_and_phases_and_then_the_name(corral: Corral, matches_snapshot: Compare) -> None:
+    """The plan, what it costs at most and at least, and who could read along, come before anything is booked."""
+    matches_snapshot(corral("up", "--cpu", "1", "--nodes", "3", "--for", "90m", "--name", "mnist", "-y"))
+
+
+def test_up_asks_and_takes_no_for_an_answer(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """Nothing is booked."""
+    matches_snapshot(corral("up", "--cpu", "1", answers="n\n"))
+    assert control_plane.bookings == {}
+
+
+def test_up_with_nobody_to_ask_is_refused_before_a_quote(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """A script must say -y; so must one that reads JSON."""
+    matches_snapshot(corral("up", "--cpu", "1"), corral("up", "--cpu", "1", "--json"))
+    assert control_plane.requests == []
+
+
+def test_up_without_money_says_what_is_missing(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """Exit 1, with the server's reason and hint."""
+    control_plane.balance_uc = 5
+    matches_snapshot(corral("up", "--cpu", "1", "-y"), corral("up", "--cpu", "1", "-y", "--json"))
+
+
+def test_up_that_fails_to_start_tells_why(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """Exit 1; nothing was charged."""
+    control_plane.start_fails = "beta did not answer for 60 s"
+    matches_snapshot(corral("up", "--cpu", "1", "--nodes", "2", "-y"))
+
+
+def test_up_interrupted_says_how_to_go_on(
+    corral: Corral, matches_snapshot: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster keeps starting: only the showing ends."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress, "_follow_lines", interrupted)
+    matches_snapshot(corral("up", "--cpu", "1", "--name", "mnist", "-y"))
+
+
+def test_up_detached_does_not_wait(corral: Corral, matches_snapshot: Compare) -> None:
+    """`show --follow` goes on."""
+    up = corral("up", "--cpu", "1", "--name", "mnist", "-y", "--detach")
+    matches_snapshot(up, corral("show", "mnist", "--follow"))
+
+
+def test_up_asks_for_gpus_in_all(corral: Corral, matches_snapshot: Compare) -> None:
+    """More than exist: the reason."""
+    matches_snapshot(corral("up", "--gpu", "H100:8", "-y"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("up",),
+        ("up", "--cpu", "-1"),
+        ("up", "--cpu", "1", "--nodes", "0"),
+        ("up", "--cpu", "1", "--for", "soon"),
+        ("up", "--cpu", "1", "--for", "0h"),
+        ("up", "--cpu", "1", "--for", "9999d"),
+        ("up", "--gpu", "H100:0"),
+        ("up", "--gpu", ":8"),
+        ("up", "--cpus", "1"),
+        ("rent",),
+        ("extend", "mnist"),
+        ("credit", "add", "ada", "-5"),
+        ("credit", "add", "ada", "much"),
+        ("host", "join", "--slice", "a"),
+        ("host", "join", "--gateway-bind", "127.0.0.1:1"),
+        ("job", "submit"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_ends_with_two_and_asks_nothing(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare, arguments: tuple[str, ...]
+) -> None:
+    """The message names what is wrong."""
+    ran = corral(*arguments)
+    assert ran.code == 2
+    assert ran.out == ""
+    assert control_plane.requests == []
+    matches_snapshot(ran)
+
+
+def test_life_of_a_cluster_reads_well(corral: Corral, matches_snapshot: Compare) -> None:
+    """From `ps` to the final bill."""
+    corral("up", "--cpu", "1", "--nodes", "2", "--for", "2h", "--name", "mnist", "-y")
+    matches_snapshot(
+        corral("ps"),
+        corral("show", "mnist"),
+        corral("dashboard", "mnist"),
+        corral("extend", "mnist", "--for", "3h", "-y"),
+        corral("cost"),
+        corral("cost", "mnist"),
+        corral("down", "mnist", answers="y\n"),
+        corral("ps"),
+        corral("ps", "--all"),
+        corral("cost"),
+    )
+
+
+def test_json_of_renting_is_the_wire_s_own(corral: Corral) -> None:
+    """One document on stdout, nothing else; money in micro-credits."""
+    up = json.loads(corral("up", "--cpu", "1", "--nodes", "2", "--name", "mnist", "-y", "--json").out)
+    assert up["quote"]["total_uc"] == 240_000
+    assert up["cluster"]["state"] == "ready"
+    shown = corral("show", "mnist", "--json")
+    assert shown.err == ""
+    assert json.loads(shown.out)["phases"][-1]["name"] == "ready"
+    assert [each["name"] for each in json.loads(corral("ps", "--json").out)] == ["mnist"]
+    assert json.loads(corral("extend", "mnist", "--for", "1h", "-y", "--json").out)["hours"] == 2
+    assert json.loads(corral("dashboard", "mnist", "--json").out)["url"].startswith("http://mnist.localhost")
+    assert json.loads(corral("cost", "--json").out)["charged_uc"] == 0
+    assert json.loads(corral("down", "mnist", "-y", "--json").out)["final"] is True
+    assert json.loads(corral("cost", "mnist", "--json").out)["ledger_sum_uc"] == 0
+    assert json.loads(corral("offers", "--json").out)["offers"][0]["devices"] == 3
+
+
+def test_unknown_cluster_is_an_error_with_a_hint(corral: Corral, matches_snapshot: Compare) -> None:
+    """On stderr, exit 1; as a problem with --json."""
+    matches_snapshot(corral("show", "nope"), corral("down", "nope", "-y", "--json"))
