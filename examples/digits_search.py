@@ -45,7 +45,10 @@ def main() -> None:
         done, pending = ray.wait(pending)
         gamma, penalty, accuracy, host = ray.get(done[0])
         results.append((accuracy, gamma, penalty, host))
-        print(f"{len(results):3}/{total}  gamma={gamma:<7g} C={penalty:<5g} accuracy={accuracy:.4f}  on {host}", flush=True)
+        print(
+            f"{len(results):3}/{total}  gamma={gamma:<7g} C={penalty:<5g} accuracy={accuracy:.4f}  on {host}",
+            flush=True,
+        )
     accuracy, gamma, penalty, _ = max(results)
     tasks = collections.Counter(host for *_, host in results)
     print(f"best: gamma={gamma:g} C={penalty:g} accuracy={accuracy:.4f}, found in {time.monotonic() - started:.1f} s")
