@@ -52,7 +52,7 @@ def upstream_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("upstream") / "ray"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     command = [
-        str(ROOT / ".venv/bin/uv"),
+        str(ROOT / ".cache/tools/bin/uv"),
         "pip",
         "sync",
         "--quiet",

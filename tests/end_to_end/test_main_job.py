@@ -6,9 +6,11 @@ import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
-from corral.sdk import Client
+from corral.sdk import Client, config
+from corral.sdk.errors import ApiError
 from corral.testing.local_network import LocalNetwork
 from corral.wire import api
 
@@ -52,8 +54,6 @@ def test_upstream_ray_client_submits_follows_and_stops_jobs(
     network: LocalNetwork, cluster: api.Cluster, upstream_ray: Path, tmp_path: Path
 ) -> None:
     """Nothing but Ray as published, the address and the renter's key."""
-    from corral.sdk import config
-
     key = config.load(config.config_path({"XDG_CONFIG_HOME": str(network.people["rae"].folder)})).api_key
     (tmp_path / "main.py").write_text(WHERE)
     assert cluster.jobs_url is not None
@@ -109,10 +109,6 @@ def test_agent_killed_and_started_again_adopts_its_node(
 
 def test_stranger_reaches_neither_the_cluster_nor_its_jobs(network: LocalNetwork, cluster: api.Cluster) -> None:
     """Another person's cluster looks like none at all."""
-    import httpx
-
-    from corral.sdk import ApiError, config
-
     stranger = network.sign_up("mallory")
     with network.client(stranger) as client, pytest.raises(ApiError) as refused:
         client.cluster(cluster.name)

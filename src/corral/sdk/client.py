@@ -203,7 +203,7 @@ class Client:
         """One cluster."""
         return self._run(calls.cluster(name_or_id))
 
-    def watch(self, name_or_id: str, *, newer_than: int = -1) -> Iterator[api.Cluster]:
+    def watch(self, name_or_id: str, *, newer_than: int = 0) -> Iterator[api.Cluster]:
         """The cluster each time that it has changed, until it has ended or failed."""
         version = newer_than
         while True:
@@ -413,7 +413,7 @@ class AsyncClient:
         """One cluster."""
         return await self._run(calls.cluster(name_or_id))
 
-    async def watch(self, name_or_id: str, *, newer_than: int = -1) -> AsyncIterator[api.Cluster]:
+    async def watch(self, name_or_id: str, *, newer_than: int = 0) -> AsyncIterator[api.Cluster]:
         """The cluster each time that it has changed, until it has ended or failed."""
         version = newer_than
         while True:

@@ -73,6 +73,8 @@ class LocalNetwork:
         self.prefix = self.prefix or f"t{secrets.token_hex(3)}"
         self.folder = self.folder or Path(tempfile.mkdtemp(prefix="corral-network-"))
         self.folder.mkdir(parents=True, exist_ok=True)
+        # PostgreSQL does not run as root: its unprivileged user must get through to its own folder below.
+        self.folder.chmod(0o711)
         self.port = self.port or free_port()
         self.gateway_port = self.gateway_port or free_port()
 
