@@ -211,13 +211,14 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
 
     Returns:
         `phases`: seconds since the first call of the Engine until `containers`, `mesh`, `job_accepted`, `all_alive`
-        and `ready` (the later of the two); `cpu_s`: CPU seconds of all containers until then.
+        and `ready` (the later of the two); `cpu_s`: CPU seconds of all containers until then; `busy_cpu_s`: CPU
+        seconds that the whole machine worked meanwhile.
 
     Raises:
         BareClusterFailed: as its docstring says.
     """
     engine, name = Engine(), f"corral-bench-{secrets.token_hex(4)}"
-    began_at = time.time()
+    began_at, busy_s = time.time(), busy_cpu_s()
     phases: dict[str, float] = {}
     streams: list[Stream] = []
     try:
@@ -244,11 +245,19 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
             event, at = probe.line().split()
             phases[event] = float(at) - began_at
         phases["ready"] = max(phases["job_accepted"], phases["all_alive"])
-        return {"phases": {key: round(value, 3) for key, value in phases.items()}, "cpu_s": _cpu_seconds(engine, name)}
+        rounded = {key: round(value, 3) for key, value in phases.items()}
+        return {"phases": rounded, "cpu_s": _cpu_seconds(engine, name), "busy_cpu_s": round(busy_cpu_s() - busy_s, 2)}
     finally:
         for stream in streams:
             stream.close()
         _remove(engine, name)
+
+
+def busy_cpu_s() -> float:
+    """CPU seconds that this machine has worked since it booted, all cores together (user, nice, system, irqs)."""
+    ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]]
+    user, nice, system, _idle, _iowait, irq, softirq = ticks
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def _address(n: int) -> str:

@@ -26,10 +26,10 @@ GOAL_RATIO = 1.25
 def corral_start(client: Client) -> tuple[float, float]:
     """One start: seconds from the acceptance until ready and a job accepted, and the machine's busy CPU seconds."""
     quote = client.quote(cpu=1, nodes=NODES, hours=1)
-    busy, began = busy_cpu_s(), time.monotonic()
+    busy, began = bare_cluster.busy_cpu_s(), time.monotonic()
     cluster = client.wait_ready(client.book(quote.id).id)
     client.jobs(cluster.name).submit("true")
-    figures = time.monotonic() - began, busy_cpu_s() - busy
+    figures = time.monotonic() - began, bare_cluster.busy_cpu_s() - busy
     client.end(cluster.name)
     while sum(offer.devices for offer in client.offers().offers) < NODES:
         time.sleep(0.2)
@@ -38,18 +38,8 @@ def corral_start(client: Client) -> tuple[float, float]:
 
 def bare_start(images: dict[str, str], cores: float) -> tuple[float, float]:
     """One start without Corral: seconds until ready, and the machine's busy CPU seconds."""
-    before = busy_cpu_s()
     result = bare_cluster.run_once(images, node_count=NODES, cpus=cores)
-    del before
-    return result["phases"]["ready"], result["cpu_s"]
-
-
-def busy_cpu_s() -> float:
-    """CPU seconds that this machine has worked since it booted, all cores together (user, nice, system, irqs)."""
-    with open("/proc/stat") as stat:
-        ticks = [int(value) for value in stat.readline().split()[1:8]]
-    user, nice, system, _idle, _iowait, irq, softirq = ticks
-    return (user + nice + system + irq + softirq) / 100
+    return result["phases"]["ready"], result["busy_cpu_s"]
 
 
 def main() -> int:
