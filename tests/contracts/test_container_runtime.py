@@ -28,6 +28,7 @@ from corral.testing.fake_runtime import FakeEngine, FakeRuntime
 IMAGES = Path(__file__).parents[2] / ".cache" / "images.json"
 CAT = ["/bin/cat"]
 FAILS = ["/bin/sh", "-c", "echo broken >&2; exit 7"]
+NOISE = ["/bin/sh", "-c", "printf 'bad \\377\\nlast\\n' >&2; exit 7"]
 STUBBORN = ["/bin/sleep", "600"]
 
 
@@ -220,6 +221,19 @@ class ContainerRuntimeContract:
         assert time.monotonic() - began < 5
         assert await bench.runtime.list_ours() == ()
 
+    async def test_an_image_with_volumes_of_its_own_is_refused(self, bench: Bench, image_with_volume: str) -> None:
+        """They would be the only place where a workload could write without a limit."""
+        with pytest.raises(ContainerRefused, match="declares volumes"):
+            await bench.runtime.create(bench.prefix + "hoard", {**bench.body(CAT), "Image": image_with_volume})
+        assert await bench.runtime.list_ours() == ()
+
+    async def test_a_log_that_is_no_text_is_read_all_the_same(self, bench: Bench) -> None:
+        """A stranger's program wrote it."""
+        name = await bench.run("noise", NOISE)
+        await until_exited(bench.runtime, name)
+        assert await bench.runtime.last_errors(name, lines=5) == ("bad \ufffd", "last")
+        assert await bench.runtime.last_errors(name, lines=1) == ("last",)
+
     async def test_joining_the_network_of_a_container_that_does_not_run_is_refused(self, bench: Bench) -> None:
         """All containers of a node may be created at once; only the start needs the owner of the network."""
         owner, joiner = bench.prefix + "owner", bench.prefix + "joiner"
@@ -284,9 +298,14 @@ class ContainerRuntimeContract:
 
 class TestFakeRuntime(ContainerRuntimeContract):
     @pytest.fixture
-    async def bench(self) -> Bench:
+    def image_with_volume(self) -> str:
+        return "sha256:" + "2" * 64
+
+    @pytest.fixture
+    async def bench(self, image_with_volume: str) -> Bench:
         image = "sha256:" + "1" * 64
-        engine = FakeEngine(images={image})
+        engine = FakeEngine(images={image, image_with_volume})
+        engine.images_with_volumes.add(image_with_volume)
         mine, theirs = FakeRuntime(engine, "host-a"), FakeRuntime(engine, "host-b")
         return Bench(mine, theirs, image=image, host_id="host-a", other_id="host-b")
 
@@ -306,6 +325,18 @@ class TestDockerRuntime(ContainerRuntimeContract):
         )
         yield made.stdout.decode().strip()
         subprocess.run(["docker", "rmi", tag], capture_output=True, check=True)
+
+    @pytest.fixture(scope="class")
+    def image_with_volume(self, image: str) -> Iterator[str]:
+        """The same with a volume."""
+        name = f"corral-contract-{secrets.token_hex(4)}"
+        subprocess.run(["docker", "create", "--name", name, image, "/bin/true"], capture_output=True, check=True)
+        made = subprocess.run(
+            ["docker", "commit", "-c", "VOLUME /hoard", name], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        subprocess.run(["docker", "rm", name], capture_output=True, check=True)
+        yield made
+        subprocess.run(["docker", "rmi", made], capture_output=True, check=True)
 
     @pytest.fixture
     async def bench(self, image: str) -> AsyncIterator[Bench]:

@@ -1,9 +1,11 @@
 """What is called ready, read from answers that Ray 2.60 gave, and from odd ones."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from corral.agent.gateway.probe import (
     INCOMPLETE_PERIOD_S,
@@ -57,11 +59,62 @@ def test_looks_are_frequent_until_all_is_there():
 
 async def test_the_probe_goes_through_the_leaf(gateway, browserless):
     """It needs the leaf's secret, and a head that answers with something else serves no jobs."""
-    found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look()
+    expected = frozenset({"10.128.0.2", "10.128.0.3"})
+    found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look(expected)
     assert found == Readiness()
     assert sorted(path for _, path, _ in gateway.head.requests) == ["/api/jobs/", "/nodes?view=summary"]
     gateway.head.answers = {"/api/jobs/": [], "/nodes?view=summary": sample("nodes_two_alive")}
-    found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look()
+    found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look(expected)
     assert found == Readiness(alive=("10.128.0.2", "10.128.0.3"), serves=True)
-    assert await LeafProbe(browserless, gateway.leaf_url, "wrong").look() == Readiness()
-    assert await LeafProbe(browserless, "http://127.0.0.1:1", LEAF_SECRET).look() == Readiness()
+    assert await LeafProbe(browserless, gateway.leaf_url, "wrong").look(expected) == Readiness()
+    assert await LeafProbe(browserless, "http://127.0.0.1:1", LEAF_SECRET).look(expected) == Readiness()
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        b"[" * 60_000,
+        b'{"data":{"summary":[' + b"[]," * 200_000 + b"[]]}}",
+        b'["\xff"]',
+        b"\x1f\x8b\x08\x00",
+        b"0" * 10_000_000,
+    ],
+    ids=["deep", "wide", "utf8", "gzip", "long"],
+)
+async def test_a_hostile_head_costs_neither_memory_nor_the_agent(aiohttp_head, browserless, nodes):
+    """Deep, wide, broken and endless answers all mean: nothing is alive."""
+    url = await aiohttp_head({"/nodes": nodes, "/api/jobs/": b"[" + b"1," * 1_000_000})
+    assert await LeafProbe(browserless, url, LEAF_SECRET).look(frozenset({"10.128.0.2"})) == Readiness(serves=True)
+
+
+async def test_a_head_speaks_of_its_own_cluster_alone(aiohttp_head, browserless):
+    """An address of another form would make the control plane refuse the gateway's whole report."""
+    entries = [{"ip": ip, "raylet": {"state": "ALIVE"}} for ip in ("10.128.0.2", "10.128.0.77", "8.8.8.8")]
+    url = await aiohttp_head({"/nodes": json.dumps({"data": {"summary": entries}}).encode(), "/api/jobs/": b"{}"})
+    found = await LeafProbe(browserless, url, LEAF_SECRET).look(frozenset({"10.128.0.2", "10.128.0.3"}))
+    assert found == Readiness(alive=("10.128.0.2",), serves=False)
+
+
+@pytest.fixture
+async def aiohttp_head():
+    """Starts a head that answers with given bytes."""
+    runners: list[web.AppRunner] = []
+
+    async def start(answers: dict[str, bytes]) -> str:
+        application = web.Application()
+        for path, body in answers.items():
+            application.router.add_get(path, partial(_answer, body))
+        runners.append(runner := web.AppRunner(application))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0]
+        return f"http://{host}:{port}"
+
+    yield start
+    for runner in runners:
+        await runner.cleanup()
+
+
+async def _answer(body: bytes, _: web.Request) -> web.Response:
+    return web.Response(body=body, content_type="application/json")

@@ -50,7 +50,7 @@ def _command(options: argparse.Namespace) -> "Coroutine[Any, Any, int]":
         case "check":
             return check(development=options.development)
         case "remove":
-            return remove(options.slice)
+            return remove(options.slice, options.host)
         case _:
             return _run()
 
@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("check", help="print the requirement table")
     table.add_argument("--development", action="store_true")
     gone = commands.add_parser("remove", help="remove the agent and all that it made on this machine")
-    gone.add_argument("--slice", default="")
+    which = gone.add_mutually_exclusive_group()
+    which.add_argument("--slice", default="", help="development: name of the share of the machine")
+    which.add_argument("--host", default="", help="id of the host, as `corral host list` shows it")
     return parser
 
 

@@ -3,12 +3,31 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
-from corral.agent.bodies import Part, container_name
+from corral.agent.bodies import HostFacts, Part, container_name, front_body, leaf_bodies, node_bodies
 from corral.agent.plan import End
 from corral.agent.runtime import Body, ContainerRuntime
+from corral.wire.agent import Desired
 
 WORK_GRACE_S = 5
 """Ray's time to end its workers."""
+
+
+def bodies_for(node_id: str, desired: Desired, facts: HostFacts) -> dict[Part, Body] | None:
+    """
+    The containers of a wanted node, leaf or front; None if it is not wanted.
+
+    Raises:
+        SpecRefused: this host cannot be what is asked for.
+    """
+    if node_id == facts.host_id:
+        return {"front": front_body(facts)}
+    for spec in desired.nodes:
+        if spec.node_id == node_id:
+            return node_bodies(spec, facts, revision=desired.revision)
+    for leaf in desired.leaves:
+        if leaf.node_id == node_id:
+            return leaf_bodies(leaf, facts, revision=desired.revision)
+    return None
 
 
 async def build(

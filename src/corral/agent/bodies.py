@@ -16,6 +16,7 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Literal
 
 import msgspec
@@ -32,6 +33,7 @@ from corral.agent.runtime import (
 )
 from corral.core.errors import CorralError
 from corral.core.units import MIB
+from corral.protocol.addresses import CLUSTER_PREFIX, SPACE
 from corral.wire.agent import DeviceOffer, Gpu, LeafSpec, NodeSpec, Revision
 
 Part = Literal["pause", "mesh", "work", "web", "front"]
@@ -163,6 +165,7 @@ def share_of(spec: NodeSpec, devices: Mapping[str, OwnDevice]) -> NodeShare:
         DeviceBusy: it names one device twice.
         NodeTooSmall: there is not enough memory for Ray.
     """
+    _check_mesh(spec)
     unknown = [key for key in spec.devices if key not in devices]
     if unknown:
         raise DeviceUnknown(
@@ -192,6 +195,18 @@ def share_of(spec: NodeSpec, devices: Mapping[str, OwnDevice]) -> NodeShare:
     )
 
 
+def check_leaf(leaf: LeafSpec, facts: HostFacts) -> None:
+    """
+    Whether this leaf may run here.
+
+    Raises:
+        SpecRefused: this host is no gateway, or the leaf's mesh is none.
+    """
+    if facts.role != "gateway":
+        raise SpecRefused(f"this host is no gateway; the leaf of {leaf.cluster_name} was not started")
+    _check_mesh(leaf)
+
+
 def node_bodies(spec: NodeSpec, facts: HostFacts, *, revision: Revision) -> dict[Part, Body]:
     """
     The three containers of a node.
@@ -216,8 +231,7 @@ def leaf_bodies(leaf: LeafSpec, facts: HostFacts, *, revision: Revision) -> dict
     Raises:
         SpecRefused: this host is no gateway.
     """
-    if facts.role != "gateway":
-        raise SpecRefused(f"this host is no gateway; the leaf of {leaf.cluster_name} was not started")
+    check_leaf(leaf, facts)
     labels = _labels(leaf, facts, revision)
     return {
         "pause": _pause(leaf, facts, labels, hostname="gateway"),
@@ -257,6 +271,20 @@ def front_body(facts: HostFacts) -> Body:
 def front_digest(facts: HostFacts) -> str:
     """SHA-256, hex, of what the front is made from."""
     return hashlib.sha256(f"{facts.net_image}\n{facts.gateway_bind}\n{facts.auth_volume}".encode()).hexdigest()
+
+
+def _check_mesh(spec: NodeSpec | LeafSpec) -> None:
+    head = spec.ray.head_address if isinstance(spec, NodeSpec) else spec.head_address
+    try:
+        network = IPv4Network(spec.mesh.network)
+        inside = all(IPv4Address(address) in network for address in (spec.mesh.address, head))
+    except ValueError as error:
+        raise SpecRefused(f"node {spec.node_id} has no proper mesh address: {error}; nothing was started") from error
+    if network.prefixlen != CLUSTER_PREFIX or not network.subnet_of(SPACE) or not inside:
+        raise SpecRefused(
+            f"node {spec.node_id} or its head is outside of its mesh {network}, or that is no cluster's network; "
+            "nothing was started"
+        )
 
 
 def _labels(spec: NodeSpec | LeafSpec, facts: HostFacts, revision: Revision) -> dict[str, str]:

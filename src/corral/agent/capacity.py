@@ -16,7 +16,7 @@ core: several agents then share one machine.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from corral.core.errors import CorralError
 from corral.core.units import GIB
@@ -99,6 +99,41 @@ def development_device(hardware: Hardware, *, cores: float, memory_bytes: int) -
         memory_bytes=memory_bytes,
         disk_bytes=min(DEVELOPMENT_DISK, hardware.disk_free_bytes),
     )
+
+
+def check_beside(
+    others: Iterable[tuple[str, float, int]], *, cores: float, memory_bytes: int, hardware: Hardware
+) -> None:
+    """
+    Whether a slice fits beside the others of the same machine.
+
+    Args:
+        others: (name, cores, bytes of memory) of each.
+        cores: of the new slice.
+        memory_bytes: of the new slice.
+        hardware: the machine.
+
+    Raises:
+        CapacityRefused: together they would exceed the machine.
+    """
+    others = tuple(others)
+    named = ", ".join(name for name, _, _ in others) or "none"
+    cores_sum = cores + sum(one for _, one, _ in others)
+    memory_sum = memory_bytes + sum(one for _, _, one in others)
+    if cores_sum > hardware.cpu.cores + 1e-9:
+        raise CapacityRefused(
+            f"a slice of {cores:g} cores does not fit: with the others here ({named}) it would be {cores_sum:g}, "
+            f"and this machine has {hardware.cpu.cores:g}; nothing was enrolled",
+            hint=f"give --cores at most {max(0.0, hardware.cpu.cores - cores_sum + cores):g}, or remove a slice",
+            cores=cores,
+        )
+    if memory_sum > hardware.memory_bytes:
+        raise CapacityRefused(
+            f"a slice of {memory_bytes / GIB:.1f} GiB does not fit: with the others here ({named}) it would be "
+            f"{memory_sum / GIB:.1f} GiB, and this machine has {hardware.memory_bytes / GIB:.1f}; nothing was enrolled",
+            hint="give --memory fewer GiB, or remove a slice",
+            memory_bytes=memory_bytes,
+        )
 
 
 def _lendable(hardware: Hardware) -> tuple[float, float, float]:

@@ -2,11 +2,12 @@
 The lines that the containers of a node and the agent exchange, and what is known from them.
 
 Each program prints one JSON object a line on stdout and reads one a line from stdin. What it prints comes from a
-stranger's workload: it is decoded against closed types, and what does not fit is dropped.
+stranger's workload: it is decoded against closed types, one set for each part of a node (only a mesh can state a key),
+and what does not fit is dropped. How often a program can make the agent do something is bounded.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeAlias, assert_never
 
@@ -14,11 +15,15 @@ import msgspec
 import structlog
 
 from corral.agent.bodies import Part
+from corral.agent.pacing import Allowance
 from corral.agent.runtime import Channel, RuntimeFailed
-from corral.protocol.roster import Member, Roster
+from corral.core.clock import Clock
 from corral.wire.agent import Count, MeshAddress, PublicKey, Size
 
 log = structlog.get_logger()
+
+CHANGES_AT_ONCE, CHANGES_PER_S = 200.0, 10.0
+"""What one program may tell: a start takes a few dozen changes, and each costs the agent a report."""
 
 Reason = Annotated[str, msgspec.Meta(max_length=100_000)]
 Addresses = Annotated[tuple[MeshAddress, ...], msgspec.Meta(max_length=8192)]
@@ -110,25 +115,15 @@ def hear(heard: Heard, line: Line) -> Heard:
             assert_never(line)
 
 
-def peers_of(roster: Roster, *, node_id: str, engine_id: str) -> list[dict[str, Any]]:
-    """
-    The other members, as the mesh container is told of them.
-
-    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from elsewhere at the
-    first one that is published. One without an endpoint for us opens the path itself.
-    """
-    return [
-        {"public_key": member.public_key, "address": member.address, "endpoint": _endpoint(member, engine_id)}
-        for member in roster.members
-        if member.node_id != node_id
-    ]
-
-
 class PartChannel:
     """One container's stdin and stdout, with what was heard and what was sent."""
 
-    def __init__(self, *, node_id: str, part: Part | str, container_id: str, channel: Channel) -> None:
+    def __init__(self, *, node_id: str, part: Part | str, container_id: str, channel: Channel, clock: Clock) -> None:
         self.node_id, self.part, self.container_id = node_id, part, container_id
+        self._clock = clock
+        self._decoder = _DECODERS[part]
+        self._changes = Allowance(clock, burst=CHANGES_AT_ONCE, per_s=CHANGES_PER_S)
+        self._dropped = 0
         self.heard = Heard()
         self.is_open = True
         self.ended = asyncio.Event()
@@ -145,21 +140,28 @@ class PartChannel:
         """Reads until the container or the connection ends; calls `on_change` after each line that told something."""
         try:
             async for raw in self._channel.lines():
-                try:
-                    line: Line = _decoder.decode(raw)
-                except msgspec.DecodeError:
-                    # Its content is not logged: it is a stranger's.
-                    log.warning("channel.line_dropped", node_id=self.node_id, part=self.part, bytes=len(raw))
-                    continue
-                heard = hear(self.heard, line)
+                line = self._read(raw)
+                heard = hear(self.heard, line) if line is not None else self.heard
                 if heard != self.heard:
                     self.heard = heard
                     on_change(self)
+                    # Whoever has talked too much waits: its writes block once the pipes are full.
+                    await self._clock.sleep(self._changes.spend())
         finally:
             self.is_open = False
             self.ended.set()
             await self._channel.close()
         on_change(self)
+
+    def _read(self, raw: bytes) -> Line | None:
+        try:
+            return self._decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            # Its content is not logged: it is a stranger's. Once is enough: the log is not to be filled either.
+            if not self._dropped:
+                log.warning("channel.line_dropped", node_id=self.node_id, part=self.part, bytes=len(raw))
+            self._dropped += 1
+            return None
 
     async def send(self, **message: Any) -> bool:
         """Sends one object; False if nobody is there to read it."""
@@ -176,9 +178,13 @@ class PartChannel:
         await self._channel.close()
 
 
-def _endpoint(member: Member, engine_id: str) -> str | None:
-    reachable = member.endpoints[:1] if member.engine_id == engine_id else member.endpoints[1:2]
-    return reachable[0] if reachable else None
-
-
-_decoder = msgspec.json.Decoder(Line)
+# A container says only what its part has to say.
+_MeshLine: TypeAlias = Key | Configured | Peers | Fatal | Refused
+_WorkLine: TypeAlias = Phase | Alive | Fatal
+_WebLine: TypeAlias = Serving | Fatal | Refused
+_DECODERS: Mapping[str, "msgspec.json.Decoder[Any]"] = {
+    "mesh": msgspec.json.Decoder(_MeshLine),
+    "work": msgspec.json.Decoder(_WorkLine),
+    "web": msgspec.json.Decoder(_WebLine),
+    "front": msgspec.json.Decoder(_WebLine),
+}

@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from corral.agent.documents import is_plausible
 from corral.core.clock import Clock
 from corral.core.errors import CorralError
 from corral.wire.agent import AuthoriseReply, AuthoriseRequest, Desired, EnrolReply, EnrolRequest, Report, encode
@@ -30,7 +31,8 @@ TOKEN_RENEWAL_S = 120
 """A token is replaced when it would live for less than this."""
 ANSWER_S = 20.0
 """Beyond the time for which a reply may be held."""
-REPLY_BYTES_MAX = 64 * 2**20
+REPLY_BYTES_MAX = 32 * 2**20
+CERTIFICATE_BYTES_MAX = 65536
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python's ssl does not name
 
 M = TypeVar("M", bound=msgspec.Struct)
@@ -84,7 +86,9 @@ class ServerTime:
         self._known: tuple[datetime, float] | None = None
 
     def heard(self, server_time: datetime) -> None:
-        """Takes the time from a reply that has just arrived."""
+        """Takes the time from a reply that has just arrived; an impossible one is not taken."""
+        if not is_plausible(server_time):
+            return
         self._known = (server_time, self._clock.monotonic())
 
     def now(self) -> datetime:
@@ -207,7 +211,7 @@ class ControlPlane:
             self._take_refusal(path, status, body, received)
         try:
             return msgspec.json.decode(body, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ReplyUnreadable(f"a reply of the control plane cannot be read: {error}; nothing was done") from error
 
     def _take_refusal(self, path: str, status: int, body: bytes, headers: Mapping[str, str]) -> None:
@@ -252,9 +256,9 @@ async def fetch_ca(url: str, ca_sha256: str) -> str:
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_S)) as session,
-            session.get(url.rstrip("/") + "/ca.pem", ssl=False) as response,
+            session.get(url.rstrip("/") + "/ca.pem", ssl=False, allow_redirects=False) as response,
         ):
-            body = await response.content.read(65536)
+            body = await _bounded(response, bytes_max=CERTIFICATE_BYTES_MAX)
             status = response.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise ControlPlaneUnreachable(f"the control plane at {url} does not answer: {error}") from error
@@ -303,7 +307,14 @@ def pinned_session(ca_pem: str) -> aiohttp.ClientSession:
         context.verify_flags |= _NO_CHECK_TIME  # type: ignore[assignment]
     # A held reply and the report that relieves it; the rest is room for questions of a gateway.
     connector = aiohttp.TCPConnector(ssl=context, limit=64, keepalive_timeout=60)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+        # A few compressed bytes could unfold to more than we may hold; without a coding every byte is counted.
+        auto_decompress=False,
+        headers={"Accept-Encoding": "identity"},
+    )
 
 
 def _is_this_machine(host: str) -> bool:
@@ -315,12 +326,12 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+async def _bounded(response: aiohttp.ClientResponse, *, bytes_max: int = REPLY_BYTES_MAX) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_chunked(65536):
         body += chunk
-        if len(body) > REPLY_BYTES_MAX:
-            raise aiohttp.ClientPayloadError(f"the reply is longer than {REPLY_BYTES_MAX} bytes")
+        if len(body) > bytes_max:
+            raise aiohttp.ClientPayloadError(f"the reply is longer than {bytes_max} bytes")
     return bytes(body)
 
 
@@ -328,9 +339,9 @@ def _problem(body: bytes) -> tuple[str, str, str | None]:
     """Code, detail and hint of problem+json; empty where the body is something else."""
     try:
         found: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return "", "", None
     if not isinstance(found, dict):
         return "", "", None
     hint = found.get("hint")
-    return str(found.get("code", "")), str(found.get("detail", ""))[:1000], str(hint) if hint else None
+    return str(found.get("code", ""))[:100], str(found.get("detail", ""))[:1000], str(hint)[:1000] if hint else None

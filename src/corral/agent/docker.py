@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import aiodocker
 import aiohttp
 from aiodocker.stream import Stream
 
+from corral.agent.pacing import Allowance
 from corral.agent.runtime import (
     LABEL_HOST,
     Body,
@@ -24,13 +26,25 @@ from corral.agent.runtime import (
     RuntimeFailed,
     State,
 )
+from corral.core.clock import SystemClock
 
 SOCKET = "/var/run/docker.sock"
 
-LINE_BYTES_MAX = 4 * 2**20
-"""A longer line of stdout is dropped: it comes from a stranger's program and must not fill the agent's memory."""
+LINE_BYTES_MAX = 256 * 2**10
+"""A longer line of stdout is dropped: it comes from a stranger's program and must not fill the agent's memory.
+
+The longest of our own names 4,094 addresses, or holds what nginx says against a configuration."""
+
+READ_BYTES_AT_ONCE, READ_BYTES_PER_S = 4 * 2**20, 64 * 2**10
+"""How much of a container's stdout is read: whoever prints more is held up by its own full pipe."""
+MESSAGE_COST_BYTES = 256
+"""What even the smallest write costs us."""
+
+LOG_BYTES_MAX = 256 * 2**10
+"""How much of a log's end is looked at: the engine cuts a line only after 16 KiB."""
 
 _STDOUT = 1
+_FRAME = struct.Struct(">BxxxL")
 _NOT_CONNECTED = 900
 """The status that aiodocker invents when the socket does not answer."""
 
@@ -122,6 +136,14 @@ class DockerRuntime:
     async def create(self, name: str, body: Body) -> None:
         """See `ContainerRuntime.create`."""
         try:
+            with self._asking(f"image {body['Image']}"):
+                image = await self._docker.images.inspect(body["Image"])
+            # A volume of the image's own would be a place on the host's disk that no limit holds for.
+            if volumes := (image.get("Config") or {}).get("Volumes"):
+                raise ContainerRefused(
+                    f"image {body['Image']} declares volumes ({', '.join(sorted(volumes))[:200]}); "
+                    f"container {name} was not created"
+                )
             with self._asking(f"container {name}"):
                 await self._docker.containers.create(dict(body), name=name)
         except ContainerMissing as missing:
@@ -184,10 +206,15 @@ class DockerRuntime:
             return ()
         try:
             with self._asking(f"container {name}"):
-                text = await self._docker.containers.container(found.container_id).log(stderr=True, tail=lines)
+                # Not by the client's own `log`: it fails on what is no UTF-8, and a stranger's program wrote this.
+                async with self._docker._query(
+                    f"containers/{found.container_id}/logs", params={"stderr": 1, "stdout": 0, "tail": lines}
+                ) as response:
+                    framed = await _end_of(response.content, bytes_max=LOG_BYTES_MAX)
         except ContainerMissing:
             return ()
-        return tuple(line.rstrip("\r\n") for line in text)[-lines:]
+        text = framed.decode(errors="replace")
+        return tuple(line for line in text.splitlines() if line)[-lines:]
 
     async def events(self) -> AsyncIterator[str]:
         """See `ContainerRuntime.events`."""
@@ -246,6 +273,7 @@ class DockerChannel:
     def __init__(self, name: str, stream: Stream) -> None:
         self._name = name
         self._stream = stream
+        self._allowance = Allowance(SystemClock(), burst=READ_BYTES_AT_ONCE, per_s=READ_BYTES_PER_S)
         self._is_closed = False
 
     async def send(self, line: bytes) -> None:
@@ -268,6 +296,7 @@ class DockerChannel:
                 return
             if message is None:
                 return
+            await asyncio.sleep(self._allowance.spend(len(message.data) + MESSAGE_COST_BYTES))
             if message.stream != _STDOUT:
                 continue
             *complete, last = message.data.split(b"\n")
@@ -289,6 +318,18 @@ class DockerChannel:
         self._is_closed = True
         with contextlib.suppress(aiohttp.ClientError, OSError, AssertionError):
             await self._stream.close()
+
+
+async def _end_of(content: aiohttp.StreamReader, *, bytes_max: int) -> bytes:
+    """The last bytes of a log, without the engine's frames around each write."""
+    kept = bytearray()
+    try:
+        while True:
+            _, length = _FRAME.unpack(await content.readexactly(_FRAME.size))
+            kept += await content.readexactly(length)
+            del kept[:-bytes_max]
+    except asyncio.IncompleteReadError:
+        return bytes(kept)
 
 
 class _Conflict(ContainerRefused):

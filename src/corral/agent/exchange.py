@@ -13,11 +13,17 @@ from typing import Protocol
 import structlog
 
 from corral.agent.control_plane import ControlPlaneError, ControlPlaneRefused, ServerTime
+from corral.agent.pacing import Allowance, until_set
 from corral.core.clock import Clock
-from corral.wire.agent import Desired, Report
+from corral.wire.agent import Desired, Report, Revision
 
 COALESCE_S = 0.02
 """Between two reports at least: a burst of changes becomes one."""
+REPORTS_AT_ONCE, REPORTS_PER_S = 40.0, 2.0
+"""A start takes a few dozen reports. Beyond that neither a noisy workload nor a control plane that holds no reply can
+make this host ask more often."""
+QUICK_S, UNHURRIED_S = 1.0, 5.0
+"""A reply that came this soon and said nothing new was not held: the control plane has no room, so we take our time."""
 BACKOFF_S_MIN = 0.5
 BACKOFF_S_MAX = 30.0
 REFUSED_S_MIN = 5.0
@@ -68,7 +74,8 @@ class Exchanger:
         self._jitter = jitter or random.Random()
         self._failures = 0
         self._last_outcome = ""
-        self._held: asyncio.Task[None] | None = None
+        self._held: asyncio.Task[object] | None = None
+        self._allowance = Allowance(clock, burst=REPORTS_AT_ONCE, per_s=REPORTS_PER_S)
 
     async def run(self) -> None:
         """Exchanges until it is cancelled. The control plane's absence is ordinary and ends nothing."""
@@ -80,9 +87,13 @@ class Exchanger:
                 self._held.cancel()
 
     async def _once(self) -> None:
+        if self._held is not None and self._held.done() and not self._held.cancelled():
+            self._held.result()  # a failure that is none of the control plane's must not go unnoticed
+        await self._clock.sleep(self._allowance.spend())
         # Cleared before looking: what changes after this is in the report, or sets it again.
         self._changed.clear()
-        current = asyncio.create_task(self._exchange(self._report()))
+        report, began = self._report(), self._clock.monotonic()
+        current = asyncio.create_task(self._exchange(report))
         waiting = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait({current, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,21 +105,28 @@ class Exchanger:
         if not current.done():
             await self._clock.sleep(COALESCE_S)
         if current.done():
-            await self._settle(current)
+            has_news = await self._settle(current, seen=report.seen)
+            if not has_news and self._clock.monotonic() - began < QUICK_S:
+                await until_set(self._changed, self._clock, UNHURRIED_S * self._jitter.uniform(0.5, 1.0))
             return
         # The control plane will answer this one as soon as the next report arrives. Were even the one before it still
         # out, its way would be dead.
         if self._held is not None:
             self._held.cancel()
-        self._held = asyncio.create_task(self._settle(current))
+        self._held = asyncio.create_task(self._settle(current, seen=report.seen))
 
     async def _exchange(self, report: Report) -> Desired | None:
         desired = await self._desk.exchange(report)
         self._sent(report)
         return desired
 
-    async def _settle(self, exchange: "asyncio.Task[Desired | None]") -> None:
-        """Takes what an exchange brought; after a failure returns only when the next may be tried."""
+    async def _settle(self, exchange: "asyncio.Task[Desired | None]", *, seen: Revision) -> bool:
+        """
+        Takes what an exchange brought; after a failure returns only when the next may be tried.
+
+        Returns:
+            Whether there is no reason to wait: something new came, or the wait is over.
+        """
         try:
             desired = await exchange
         except asyncio.CancelledError:
@@ -116,11 +134,13 @@ class Exchanger:
             raise
         except ControlPlaneError as error:
             await self._back_off(error)
-            return
+            return True
         self._tell("ok")
         self._failures = 0
-        if desired is not None:
-            await self._take(desired)
+        if desired is None:
+            return False
+        await self._take(desired)
+        return desired.revision > seen or not desired.saw_hardware
 
     async def _back_off(self, error: ControlPlaneError) -> None:
         self._failures += 1

@@ -1,19 +1,22 @@
 """What the agent asks of the engine about itself and its machine; containers of nodes are the runtime's business."""
 
 import asyncio
+import contextlib
 import io
 import re
 import secrets
 import socket
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiodocker
 import aiohttp
 
 from corral.agent.hardware import EngineFacts, engine_facts
+from corral.agent.hardware.memory import disk_free_bytes
 from corral.core.errors import CorralError
 
 SOCKET = "/var/run/docker.sock"
@@ -22,6 +25,23 @@ LABEL_HOST = "corral.host"
 TEST_S_MAX = 30.0
 _OWN_ID = re.compile(r"/containers/([0-9a-f]{64})/")
 _TUN_TEST = "ip tuntap add dev corraltest mode tun && ip link set corraltest up && ip link del corraltest"
+
+
+LABEL_CORES, LABEL_MEMORY = "corral.cores", "corral.memory"
+"""On an agent's container: what it lends of the machine; cores, or WHOLE_MACHINE, and bytes."""
+WHOLE_MACHINE = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """What one agent on this engine lends."""
+
+    name: str
+    """Of its container."""
+    cores: float
+    memory_bytes: int
+    is_whole: bool
+    """Whether it lends all that the machine has."""
 
 
 class EngineFailed(CorralError):
@@ -100,6 +120,67 @@ class HostEngine:
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 raise EngineFailed(f"the container engine does not answer: {error}") from error
         return missing
+
+    async def pull(self, image: str, *, bytes_max: int, free_min: int) -> None:
+        """
+        Pulls an image, by digest, from the registry that its name tells.
+
+        Raises:
+            EngineFailed: the registry does not have it, it is larger than `bytes_max`, or it would leave less than
+                `free_min` bytes of disk. A pull that is given up leaves nothing that the engine does not clean up.
+        """
+        layers: dict[str, int] = {}
+        try:
+            pulling = cast("AsyncGenerator[dict[str, Any]]", self.docker.images.pull(image, stream=True, timeout=None))
+            async with contextlib.aclosing(pulling) as progress:
+                _check_room(0, bytes_max=bytes_max, free_min=free_min)
+                async for step in progress:
+                    if "error" in step:
+                        raise EngineFailed(str(step["error"])[:500])
+                    detail = step.get("progressDetail") or {}
+                    layers[str(step.get("id"))] = max(layers.get(str(step.get("id")), 0), int(detail.get("total") or 0))
+                    _check_room(sum(layers.values()), bytes_max=bytes_max, free_min=free_min)
+        except aiodocker.DockerError as error:
+            raise EngineFailed(error.message) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineFailed(f"the container engine does not answer: {error}") from error
+
+    async def agent_of(self, host_id: str) -> str | None:
+        """
+        Name of the container in which this host's agent is, or None.
+
+        Raises:
+            EngineFailed: it does not answer.
+        """
+        filters = {"label": [f"{LABEL_PART}=agent", f"{LABEL_HOST}={host_id}"]}
+        try:
+            found = await self.docker.containers.list(all=True, filters=filters)
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineFailed(f"the container engine does not answer: {error}") from error
+        return found[0]["Names"][0].lstrip("/") if found else None
+
+    async def slices(self, *, but: str) -> tuple["Slice", ...]:
+        """
+        The agents on this engine, but for the one with this container name, with what they lend.
+
+        Raises:
+            EngineFailed: it does not answer.
+        """
+        try:
+            found = await self.docker.containers.list(all=True, filters={"label": [f"{LABEL_PART}=agent"]})
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise EngineFailed(f"the container engine does not answer: {error}") from error
+        named = ((container["Names"][0].lstrip("/"), container["Labels"]) for container in found)
+        return tuple(
+            Slice(
+                name=name,
+                cores=_number(labels.get(LABEL_CORES, "")),
+                memory_bytes=int(_number(labels.get(LABEL_MEMORY, ""))),
+                is_whole=labels.get(LABEL_CORES) == WHOLE_MACHINE,
+            )
+            for name, labels in named
+            if name != but
+        )
 
     async def tun_error(self, image: str) -> str | None:
         """
@@ -253,6 +334,21 @@ class _Holder:
 
     async def __aexit__(self, *_: object) -> None:
         await self._container.delete(force=True)
+
+
+def _check_room(layer_bytes: int, *, bytes_max: int, free_min: int) -> None:
+    free, _ = disk_free_bytes()
+    if layer_bytes > bytes_max:
+        raise EngineFailed(f"it is larger than {bytes_max} bytes; the pull was given up")
+    if free < free_min:
+        raise EngineFailed(f"{free} bytes of disk are free, {free_min} are kept; the pull was given up")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _own_ids() -> tuple[str, ...]:

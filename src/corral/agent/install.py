@@ -5,20 +5,30 @@ The order matters: while a rule fails, the token is not used up; and the host's 
 shown, so that a lost reply can be asked for again.
 """
 
+import math
 import sys
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from corral import __version__
-from corral.agent.capacity import development_device
+from corral.agent.capacity import check_beside, development_device
 from corral.agent.control_plane import ControlPlane, ServerTime, fetch_ca, pinned_session
 from corral.agent.enrol import enrol_request
 from corral.agent.gateway import GatewaySite
 from corral.agent.hardware import find_hardware
-from corral.agent.host_engine import LABEL_HOST, LABEL_PART, EngineFailed, HostEngine
+from corral.agent.host_engine import (
+    LABEL_CORES,
+    LABEL_HOST,
+    LABEL_MEMORY,
+    LABEL_PART,
+    WHOLE_MACHINE,
+    EngineFailed,
+    HostEngine,
+)
 from corral.agent.requirements import RequirementFacts, check_requirements, failing
 from corral.agent.settings import (
     HOST_FILE,
@@ -83,9 +93,8 @@ async def install(wishes: Wishes, token: str) -> int:
         if failing(checks):
             _say("This machine does not meet the requirements; it was not enrolled, and the token is still good.")
             return 1
-        if wishes.development and wishes.role == "host":
-            development_device(hardware, cores=wishes.cores, memory_bytes=int(wishes.memory_gib * GIB))
-        settings = await _enrol(wishes, token, engine, image)
+        await _check_room(wishes, engine, hardware)
+        settings = await _enrol(wishes, token, engine, image, hardware)
         await engine.replace_container(settings.container_name, agent_body(settings, hardware.runtimes))
         _say(f"Host {settings.name} ({settings.host_id}) is enrolled; its agent runs as {settings.container_name}.")
     return 0
@@ -103,11 +112,23 @@ async def check(*, development: bool) -> int:
     return 1 if failing(checks) else 0
 
 
-async def remove(slice_name: str) -> int:
-    """Removes the agent of this machine (or slice) with everything that it made here."""
-    name = container_name(slice_name)
+async def remove(slice_name: str, host_id: str = "") -> int:
+    """
+    Removes the agent of this machine (or slice) with everything that it made here.
+
+    Args:
+        slice_name: of a development slice; empty for the machine's one agent.
+        host_id: instead of it, the host as whose agent it runs.
+    """
     async with HostEngine() as engine:
         image = await engine.own_image()
+        if host_id:
+            found = await engine.agent_of(host_id)
+            if found is None:
+                _say(f"No agent of host {host_id} is here; nothing was removed.")
+                return 1
+            slice_name = found.removeprefix(container_name("")).removeprefix("-")
+        name = container_name(slice_name)
         content = await engine.read_volume_file(image, name, HOST_FILE)
         if content is None:
             await engine.remove_volumes((name,))
@@ -160,9 +181,18 @@ def agent_body(settings: HostSettings, runtimes: tuple[str, ...]) -> dict[str, A
         "Image": settings.own_image,
         "Cmd": ["run"],
         "User": "0",
-        "Labels": {LABEL_PART: "agent", LABEL_HOST: settings.host_id},
+        "Labels": {LABEL_PART: "agent", LABEL_HOST: settings.host_id, **_lent(settings)},
         "HostConfig": host,
     }
+
+
+def _lent(settings: HostSettings) -> dict[str, str]:
+    """Labels from which other installations on this machine see what is left."""
+    if settings.role == "gateway":
+        return {}
+    if not settings.development:
+        return {LABEL_CORES: WHOLE_MACHINE}
+    return {LABEL_CORES: f"{settings.cores:g}", LABEL_MEMORY: str(settings.memory_bytes)}
 
 
 def print_table(checks: tuple[Check, ...]) -> None:
@@ -187,7 +217,32 @@ async def _examine(engine: HostEngine, image: str, *, development: bool) -> tupl
     return hardware, check_requirements(found, development=development)
 
 
-async def _enrol(wishes: Wishes, token: str, engine: HostEngine, image: str) -> HostSettings:
+async def _check_room(wishes: Wishes, engine: HostEngine, hardware: Hardware) -> None:
+    """
+    What is lent of this machine, all agents on it together, is never more than it has.
+
+    Raises:
+        CapacityRefused: a development slice does not fit beside the others.
+        InstallationRefused: another agent lends the whole machine, or this one would, beside others.
+    """
+    if wishes.role == "gateway":
+        return
+    others = await engine.slices(but=container_name(wishes.slice))
+    whole = next((other for other in others if other.is_whole), None)
+    if whole is not None or (not wishes.development and any(other.cores for other in others)):
+        name = whole.name if whole is not None else next(other.name for other in others if other.cores)
+        raise InstallationRefused(
+            f"{name} lends this machine already; one machine is never lent twice, and nothing was enrolled",
+            hint="take that host out with `corral host leave`, and remove its agent",
+        )
+    if wishes.development:
+        memory_bytes = int(wishes.memory_gib * GIB)
+        development_device(hardware, cores=wishes.cores, memory_bytes=memory_bytes)
+        lent = [(other.name, other.cores, other.memory_bytes) for other in others]
+        check_beside(lent, cores=wishes.cores, memory_bytes=memory_bytes, hardware=hardware)
+
+
+async def _enrol(wishes: Wishes, token: str, engine: HostEngine, image: str, hardware: Hardware) -> HostSettings:
     facts = await engine.facts()
     volume = container_name(wishes.slice)
     known = await engine.read_volume_file(image, volume, KEY_FILE)
@@ -226,9 +281,22 @@ async def _enrol(wishes: Wishes, token: str, engine: HostEngine, image: str) -> 
         gateway_bind=wishes.gateway_bind,
         gateway_address=wishes.gateway_address,
         own_image=image,
+        cpu=hardware.cpu,
     )
+    await _end_earlier(settings, engine, image)
     await engine.write_volume_files(image, volume, {HOST_FILE: msgspec.json.format(msgspec.json.encode(settings))})
     return settings
+
+
+async def _end_earlier(settings: HostSettings, engine: HostEngine, image: str) -> None:
+    """Ends what an earlier installation under another host id has left: nobody else would, now that its agent goes."""
+    content = await engine.read_volume_file(image, settings.container_name, HOST_FILE)
+    try:
+        earlier = msgspec.json.decode(content or b"{}", type=HostSettings)
+    except msgspec.DecodeError:
+        return
+    if earlier.host_id != settings.host_id:
+        await engine.remove_labelled(earlier.host_id)
 
 
 def _check_wishes(wishes: Wishes, token: str) -> None:
@@ -242,8 +310,26 @@ def _check_wishes(wishes: Wishes, token: str) -> None:
         raise InstallationRefused(f"{wishes.slice!r} is not a name for a slice")
     if wishes.name and not is_name(wishes.name):
         raise InstallationRefused(f"{wishes.name!r} is not a name for a host")
+    if not (math.isfinite(wishes.cores) and math.isfinite(wishes.memory_gib)):
+        raise InstallationRefused("--cores and --memory are numbers")
+    if wishes.advertise and not _is_ipv4(wishes.advertise):
+        raise InstallationRefused(
+            f"{wishes.advertise!r} is not an IPv4 address; nothing was enrolled",
+            hint="give --advertise the address at which other hosts reach this one, or leave it out",
+        )
+    address, _, port = wishes.gateway_bind.rpartition(":")
+    if not _is_ipv4(address) or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InstallationRefused(f"{wishes.gateway_bind!r} is not an address and a port; nothing was enrolled")
     if wishes.role == "gateway":
         GatewaySite.at(wishes.gateway_address or f"http://{wishes.gateway_bind}")
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _has_amd_cards(drm: Path) -> bool:

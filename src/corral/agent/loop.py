@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,38 @@ import msgspec
 import structlog
 
 from corral import __version__
-from corral.agent.bodies import AUTH_MOUNT, HostFacts, OwnDevice
-from corral.agent.capacity import CapacityRefused, development_device, devices_of
+from corral.agent.bodies import AUTH_MOUNT, HostFacts
 from corral.agent.control_plane import ControlPlane, HostTokens, ServerTime, pinned_session
 from corral.agent.docker import DockerRuntime
+from corral.agent.documents import DocumentRefused
 from corral.agent.exchange import Exchanger
 from corral.agent.gateway import AuthoriseService, GatewayConfigurer, GatewaySite, LeafProbe, LeafTarget, Readiness
 from corral.agent.gateway.probe import period_s
-from corral.agent.hardware import find_hardware
 from corral.agent.host_engine import HostEngine
-from corral.agent.nodes import LeafView, NodeKeeper
-from corral.agent.requirements import RequirementFacts, check_requirements
-from corral.agent.settings import STATE_DIR, HostSettings, auth_volume, image_ids, load_settings
+from corral.agent.images import ImageStore
+from corral.agent.leaves import LeafView
+from corral.agent.machine import Machine
+from corral.agent.nodes import NodeKeeper
+from corral.agent.settings import (
+    STATE_DIR,
+    HostSettings,
+    auth_volume,
+    image_ids,
+    load_settings,
+    machine_id,
+    records_folder,
+)
 from corral.core.clock import Clock, SystemClock
 from corral.core.errors import CorralError
 from corral.protocol.roster import Roster
-from corral.wire.agent import Check, Cpu, Desired, DeviceOffer, Hardware, NodeReport, Report, Revision
+from corral.wire.agent import Desired, Hardware, NodeReport, Report, Revision
 
 HARDWARE_PERIOD_S = 300.0
 """How often the hardware is looked at again: a card may fall off its bus, a disk fill up."""
 LEAVES_PERIOD_S = 0.2
 """How often new leaves are looked for, so that their clusters are probed."""
-DISK_STEP_BYTES = 10**10
-"""Free disk moves all the time; only steps of this size are worth telling."""
 _NOWHERE = Revision(0, 0)
+_MESH_ADDRESS = re.compile(r"10\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\Z")
 
 _log = structlog.get_logger(__name__)
 
@@ -57,99 +65,20 @@ async def run_agent(state_dir: Path = STATE_DIR) -> None:
         engine = await stack.enter_async_context(HostEngine())
         runtime = await stack.enter_async_context(DockerRuntime(settings.host_id))
         control_plane = ControlPlane(session, settings.url, time=time, tokens=tokens)
-        machine = await Machine.look(settings, engine, time)
+        await _check_identity(settings, engine)
+        # What the installation has found is taken for true until the first look in peace: a start costs no second.
+        machine = await Machine.look(settings, engine, time, known_cpu=settings.cpu, tun_error="")
         site = _site(settings) if settings.role == "gateway" else None
         keeper = NodeKeeper(
             runtime,
             await _host_facts(settings, machine, engine),
-            state_dir,
+            records_folder(state_dir, settings.host_id),
             clock,
             GatewayConfigurer(site) if site is not None else None,
         )
         agent = Agent(settings, machine, keeper, control_plane, engine, clock=clock, time=time, site=site)
         _log.info("agent.started", host=settings.name, host_id=settings.host_id, devices=len(machine.devices))
         await agent.run()
-
-
-class Machine:
-    """What is known of the machine, and what of it is lent."""
-
-    def __init__(
-        self, *, found: RequirementFacts, development: bool, hardware: Hardware, devices: tuple[DeviceOffer, ...]
-    ) -> None:
-        self._found = found
-        self._development = development
-        self.hardware = hardware
-        self.devices = devices
-        self.checks: tuple[Check, ...] = check_requirements(found, development=development)
-
-    @classmethod
-    async def look(
-        cls,
-        settings: HostSettings,
-        engine: HostEngine,
-        time: ServerTime,
-        *,
-        known_cpu: Cpu | None = None,
-        tun_error: str | None = None,
-    ) -> "Machine":
-        """The machine as it is now; the tunnel test is made only where its result is not handed in."""
-        facts = await engine.facts()
-        hardware, tried = await asyncio.gather(
-            find_hardware(facts, known_cpu=known_cpu),
-            engine.tun_error(settings.own_image if tun_error is None else ""),
-        )
-        found = RequirementFacts(
-            memory_bytes=hardware.memory_bytes,
-            disk_free_bytes=hardware.disk_free_bytes,
-            engine=facts,
-            tun_error=tried if tun_error is None else tun_error,
-            clock_skew_s=time.skew_s(),
-        )
-        return cls(
-            found=found,
-            development=settings.development,
-            hardware=hardware,
-            devices=devices_for(settings, hardware),
-        )
-
-    def compare_clock(self, skew_s: float | None) -> bool:
-        """Judges this machine's clock anew; whether the table says something else now."""
-        before = self.essence
-        self._found = dataclasses.replace(self._found, clock_skew_s=skew_s)
-        self.checks = check_requirements(self._found, development=self._development)
-        return self.essence != before
-
-    @property
-    def essence(self) -> object:
-        """Equal for two looks between which nothing changed that is worth telling."""
-        rough = msgspec.structs.replace(self.hardware, disk_free_bytes=self.hardware.disk_free_bytes // DISK_STEP_BYTES)
-        return rough, tuple((check.rule, check.outcome) for check in self.checks)
-
-    def own_devices(self) -> dict[str, OwnDevice]:
-        """The devices with what the engine needs to hand them over."""
-        gpus = {gpu.uuid: gpu for gpu in self.hardware.gpus}
-        return {
-            offer.key: OwnDevice(
-                offer=offer,
-                gpu=gpus.get(offer.key),
-                device_gids=_device_gids(gpus[offer.key].render_node) if offer.key in gpus else (),
-            )
-            for offer in self.devices
-        }
-
-
-def devices_for(settings: HostSettings, hardware: Hardware) -> tuple[DeviceOffer, ...]:
-    """What this installation lends: nothing as a gateway, one slice in development, else all but the reserve."""
-    if settings.role == "gateway":
-        return ()
-    if not settings.development:
-        return devices_of(hardware)
-    try:
-        return (development_device(hardware, cores=settings.cores, memory_bytes=settings.memory_bytes),)
-    except CapacityRefused as error:
-        _log.error("capacity.refused", reason=error.message)
-        return ()
 
 
 class Agent:
@@ -182,7 +111,8 @@ class Agent:
         self._told_machine: Machine | None = None
         self._readiness: dict[str, Readiness] = {}
         self._expected: dict[str, frozenset[str]] = {}
-        self._missing_images: frozenset[str] = frozenset()
+        self._images = ImageStore(engine, clock)
+        self._refused_document = ""
 
     async def run(self) -> None:
         """Runs until cancelled; a loop that dies takes the process down, and the engine restarts it."""
@@ -197,7 +127,10 @@ class Agent:
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keeper.run())
+            # A node that a report does not name counts as unknown, so nothing is said before the host was looked at.
+            await self._keeper.ready()
             group.create_task(exchanger.run())
+            group.create_task(self._images.run())
             group.create_task(self._watch_machine())
             if self._site is not None:
                 group.create_task(self._serve_gateway(self._site))
@@ -242,36 +175,36 @@ class Agent:
             self._tells_machine = False
 
     async def _take(self, desired: Desired) -> None:
-        self._seen = max(self._seen, desired.revision)
         if desired.revision < self._seen and desired.revision.epoch == self._seen.epoch:
             return
+        try:
+            await self._keeper.converge(desired, self._time.now())
+        except DocumentRefused as error:
+            if error.message != self._refused_document:
+                _log.error("desired.refused", reason=error.message)
+            self._refused_document = error.message
+            return
+        # Only what was taken has been seen: the control plane brings the rest again.
+        self._seen, self._refused_document = max(self._seen, desired.revision), ""
         if self._machine.compare_clock(self._time.skew_s()) or not desired.saw_hardware:
             self._tells_machine = True
         self._expected = {cluster: _addresses(roster.payload) for cluster, roster in desired.rosters.items()}
-        await self._keeper.converge(desired, self._time.now())
-        await self._tell_missing_images(desired)
-
-    async def _tell_missing_images(self, desired: Desired) -> None:
-        try:
-            missing = frozenset(await self._engine.missing_images(desired.prefetch))
-        except CorralError:
-            return  # the engine restarts; the keeper says so, and the next reply asks again
-        if missing - self._missing_images:
-            _log.warning("images.missing", images=sorted(missing))
-        self._missing_images = missing
+        self._images.want(desired.prefetch)
 
     async def _watch_machine(self) -> None:
+        known_cpu, tun_error = None, None  # the first look is a thorough one
         while True:
             await self._clock.sleep(HARDWARE_PERIOD_S)
             try:
-                tun = next((check for check in self._machine.checks if check.rule == "tun"), None)
-                tun_error = "" if tun is not None and tun.outcome == "pass" else None
                 found = await Machine.look(
-                    self._settings, self._engine, self._time, known_cpu=self._machine.hardware.cpu, tun_error=tun_error
+                    self._settings, self._engine, self._time, known_cpu=known_cpu, tun_error=tun_error
                 )
             except (CorralError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 _log.warning("hardware.unknown", reason=str(error))
                 continue
+            tun = next((check for check in found.checks if check.rule == "tun"), None)
+            known_cpu, tun_error = found.hardware.cpu, "" if tun is not None and tun.outcome == "pass" else None
+            found.add_notes(self._images.notes())
             if found.essence == self._machine.essence:
                 continue
             _log.info("hardware.changed", devices=len(found.devices), notes=found.hardware.notes)
@@ -306,7 +239,13 @@ class Agent:
     async def _watch_leaves(self) -> None:
         """One watcher per leaf that serves; it ends with its leaf."""
         watchers: dict[LeafView, asyncio.Task[None]] = {}
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, asyncio.TaskGroup() as group:
+        async with (
+            # Heads are strangers' machines: what they compress is not unfolded here.
+            aiohttp.ClientSession(
+                cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False, headers={"Accept-Encoding": "identity"}
+            ) as session,
+            asyncio.TaskGroup() as group,
+        ):
             while True:
                 views = {view for view in self._keeper.leaves() if view.is_serving and view.address}
                 for gone in watchers.keys() - views:
@@ -320,15 +259,36 @@ class Agent:
         probe = LeafProbe.of_leaf(session, view.address, view.leaf_secret)
         complete_at = self._clock.monotonic()
         while True:
-            found = await probe.look()
+            expected = self._expected.get(view.cluster_id, frozenset())
+            found = await probe.look(expected)
             if found != self._readiness.get(view.node_id, Readiness()):
                 self._readiness[view.node_id] = found
                 self._keeper.changed.set()
-            expected = self._expected.get(view.cluster_id, frozenset())
             now = self._clock.monotonic()
             if found.serves and expected and expected <= set(found.alive):
                 complete_at = now
             await self._clock.sleep(period_s(found, expected=expected, incomplete_for_s=now - complete_at))
+
+
+class IdentityChanged(CorralError):
+    """The agent's volume belongs to another machine or engine than this one."""
+
+    code = "identity_changed"
+
+
+async def _check_identity(settings: HostSettings, engine: HostEngine) -> None:
+    """
+    Refuses to be a host that this is not: a copy of a machine would speak with the same key as the first.
+
+    Raises:
+        IdentityChanged: the engine's or the machine's id is not the one that was enrolled.
+    """
+    found = (machine_id(), (await engine.facts()).engine_id)
+    if found != (settings.machine_id, settings.engine_id):
+        raise IdentityChanged(
+            f"host {settings.name} was enrolled on another machine or engine than this; nothing is lent",
+            hint="run the line of `corral host join` here, for a host of its own",
+        )
 
 
 async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngine) -> HostFacts:
@@ -356,19 +316,13 @@ def _addresses(payload: str) -> frozenset[str]:
     """Mesh addresses of the nodes in a roster; only a hint for how often to look, so its signature plays no part."""
     try:
         roster = msgspec.json.decode(payload, type=Roster)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return frozenset()
-    return frozenset(member.address for member in roster.members if member.kind == "node")
+    # An address of another form would spoil the whole report.
+    return frozenset(
+        member.address for member in roster.members if member.kind == "node" and _MESH_ADDRESS.match(member.address)
+    )
 
 
 def _fixed(hardware: Hardware) -> Any:
     return msgspec.structs.replace(hardware, disk_free_bytes=0, notes=())
-
-
-def _device_gids(render_node: str) -> tuple[int, ...]:
-    """Groups that own an AMD card's device nodes on this host; the engine gives our copies the same."""
-    gids: set[int] = set()
-    for path in ("/dev/kfd", f"/dev/dri/{render_node}") if render_node else ():
-        with contextlib.suppress(OSError):
-            gids.add(os.stat(path).st_gid)
-    return tuple(sorted(gids - {0}))

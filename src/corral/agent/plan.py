@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
-from corral.agent.bodies import HostFacts, Part, SpecRefused, front_digest, share_of, spec_digest
+from corral.agent.bodies import HostFacts, Part, SpecRefused, check_leaf, front_digest, share_of, spec_digest
 from corral.agent.observe import Found
-from corral.wire.agent import Desired, Fault, NodeSpec, Revision
+from corral.wire.agent import Desired, Fault, LeafSpec, NodeSpec, Revision
 
 ORPHAN_GRACE = timedelta(seconds=60)
 """How long a node that no desired state explains is left running: a control plane that comes back may still know it."""
@@ -81,13 +81,7 @@ class Plan:
 def target_of(desired: Desired, facts: HostFacts) -> Target:
     """What a desired state means on this host."""
     wanted = {spec.node_id: _wanted_node(spec, facts) for spec in desired.nodes}
-    for leaf in desired.leaves:
-        refused = None
-        if facts.role != "gateway":
-            refused = Fault(code="spec_refused", message="this host is no gateway; no leaf runs here")
-        wanted[leaf.node_id] = Wanted(
-            node_id=leaf.node_id, kind="leaf", digest=spec_digest(leaf), stop_after=leaf.stop_after, refused=refused
-        )
+    wanted |= {leaf.node_id: _wanted_leaf(leaf, facts) for leaf in desired.leaves}
     if facts.role == "gateway" and desired.intent != "left":
         front = Wanted(node_id=facts.host_id, kind="front", digest=front_digest(facts), stop_after=None)
         wanted[facts.host_id] = front
@@ -146,6 +140,17 @@ def _wanted_node(spec: NodeSpec, facts: HostFacts) -> Wanted:
         stop_after=spec.stop_after,
         devices=spec.devices,
         refused=refused,
+    )
+
+
+def _wanted_leaf(leaf: LeafSpec, facts: HostFacts) -> Wanted:
+    refused = None
+    try:
+        check_leaf(leaf, facts)
+    except SpecRefused as error:
+        refused = Fault(code=error.code, message=error.message[:2000])
+    return Wanted(
+        node_id=leaf.node_id, kind="leaf", digest=spec_digest(leaf), stop_after=leaf.stop_after, refused=refused
     )
 
 
@@ -222,7 +227,11 @@ def _builds(
         **{node_id: found.devices for node_id, found in observed.items() if node_id not in ends},
         **{node_id: devices for node_id, devices in held.items() if node_id in target.wanted},
     }
-    owners = {key: node_id for node_id, devices in staying.items() for key in devices}
+    # More than one where two nodes were begun on the same device: then neither is completed beside the other.
+    owners: dict[str, set[str]] = {}
+    for node_id, devices in staying.items():
+        for key in devices:
+            owners.setdefault(key, set()).add(node_id)
     leaving = {node_id: observed[node_id].devices for node_id in ends} | {
         node_id: devices for node_id, devices in held.items() if node_id not in target.wanted
     }
@@ -236,7 +245,8 @@ def _builds(
         if fault is not None:
             faults[node_id] = fault
             continue
-        owners |= dict.fromkeys(wanted.devices, node_id)
+        for key in wanted.devices:
+            owners.setdefault(key, set()).add(node_id)
         after = {
             other for other, devices in leaving.items() if other != node_id and not devices.isdisjoint(wanted.devices)
         }
@@ -254,9 +264,9 @@ def _is_whole(wanted: Wanted, found: Found | None, ends: Mapping[str, End]) -> b
     return "exited" in states or all(state == "running" for state in states)
 
 
-def _busy_fault(wanted: Wanted, owners: Mapping[str, str]) -> Fault | None:
+def _busy_fault(wanted: Wanted, owners: Mapping[str, Set[str]]) -> Fault | None:
     for key in wanted.devices:
-        owner = owners.get(key)
-        if owner is not None and owner != wanted.node_id:
-            return Fault(code="device_busy", message=f"device {key} is held by node {owner}; nothing was started")
+        others = sorted(owners.get(key, frozenset()) - {wanted.node_id})
+        if others:
+            return Fault(code="device_busy", message=f"device {key} is held by node {others[0]}; nothing was started")
     return None

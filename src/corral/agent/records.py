@@ -2,23 +2,28 @@
 What the node keeper remembers on disk: the last desired state, without its secrets, and the last roster of each node.
 
 Both let an agent that restarts while the control plane is away keep its nodes, end them in time, and refuse a roster
-older than the one in force. A record that cannot be read counts as absent.
+older than the one in force. A record that cannot be read counts as absent; one that cannot be written (a full disk) is
+kept in memory, and written when `save` is called again.
 """
 
 import contextlib
 import os
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from corral.wire.agent import Desired
+from corral.wire.agent import Desired, Instant
 
 log = structlog.get_logger()
 
 DESIRED = "desired.json"
 ROSTERS = "rosters.json"
+TIME = "time.json"
+SKEW_STEP = timedelta(seconds=10)
+"""A smaller change of the clocks' difference is not worth a write."""
 
 _T = TypeVar("_T")
 
@@ -30,11 +35,37 @@ class RosterMark(msgspec.Struct, frozen=True):
     payload_hash: str
 
 
+class TimeMark(msgspec.Struct, frozen=True):
+    """The server's time, and this machine's at the same instant."""
+
+    server: Instant
+    own: Instant
+
+
 class Records:
-    """Files in the agent's state folder, each replaced as a whole."""
+    """Files in one host's state folder, each replaced as a whole."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unsaved: dict[str, bytes] = {}
+        self._skew: timedelta | None = None
+
+    def skew(self) -> timedelta:
+        """The server's clock less ours, when we last heard from it; zero if we never did."""
+        mark = self._read(TIME, TimeMark)
+        self._skew = mark.server - mark.own if mark is not None else None
+        return self._skew or timedelta()
+
+    def keep_time(self, *, server: datetime, own: datetime) -> None:
+        """Remembers how wrong our clock is."""
+        if self._skew is None or abs(server - own - self._skew) > SKEW_STEP:
+            self._skew = server - own
+            self._keep(TIME, msgspec.json.encode(TimeMark(server, own)))
+
+    def save(self) -> None:
+        """Tries again what could not be written."""
+        for name, content in list(self._unsaved.items()):
+            self._keep(name, content)
 
     def desired(self) -> Desired | None:
         """The last desired state, without secrets."""
@@ -42,7 +73,7 @@ class Records:
 
     def keep_desired(self, desired: Desired) -> None:
         """Replaces the last desired state; its secrets are left out."""
-        self._write(DESIRED, msgspec.json.encode(msgspec.structs.replace(desired, secrets={})))
+        self._keep(DESIRED, msgspec.json.encode(msgspec.structs.replace(desired, secrets={})))
 
     def rosters(self) -> dict[str, RosterMark]:
         """The last roster of each node, by node id."""
@@ -50,18 +81,29 @@ class Records:
 
     def keep_rosters(self, rosters: dict[str, RosterMark]) -> None:
         """Replaces the marks of all nodes."""
-        self._write(ROSTERS, msgspec.json.encode(rosters))
+        self._keep(ROSTERS, msgspec.json.encode(rosters))
 
     def _read(self, name: str, kind: type[_T]) -> _T | None:
         try:
             return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             log.warning("record.unreadable", file=name, error=str(error))
             return None
 
+    def _keep(self, name: str, content: bytes) -> None:
+        try:
+            self._write(name, content)
+        except OSError as error:
+            if name not in self._unsaved:
+                log.error("record.unwritable", file=name, error=str(error))
+            self._unsaved[name] = content
+        else:
+            self._unsaved.pop(name, None)
+
     def _write(self, name: str, content: bytes) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._folder / name
         draft = path.with_name(f".{name}.new")
         with contextlib.suppress(FileNotFoundError):

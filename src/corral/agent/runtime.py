@@ -146,7 +146,7 @@ class ContainerRuntime(Protocol):
         Raises:
             ImageMissing: the image is not here.
             NameTaken: somebody else's container has the name.
-            ContainerRefused: the engine refuses the body.
+            ContainerRefused: the engine refuses the body, or the image declares volumes, for which no limit holds.
         """
         ...
 

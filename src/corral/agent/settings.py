@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from corral.core.errors import CorralError
 from corral.core.units import GIB
+from corral.wire.agent import Cpu
 
 STATE_DIR = Path("/var/lib/corral")
 HOST_FILE = "host.json"
@@ -51,6 +52,8 @@ class HostSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Origin at which people reach this gateway; empty: plain HTTP at `gateway_bind`."""
     own_image: str = ""
     """Id of the image that the agent runs, for its own test containers."""
+    cpu: Cpu | None = None
+    """The processor as found at the installation: to find its name takes seconds."""
 
     @property
     def memory_bytes(self) -> int:
@@ -71,6 +74,15 @@ def container_name(slice_name: str) -> str:
 def auth_volume(slice_name: str) -> str:
     """Name of the volume with the authorisation socket, which a gateway's agent and front share."""
     return f"{container_name(slice_name)}-auth"
+
+
+def records_folder(state_dir: Path, host_id: str) -> Path:
+    """
+    Where the node keeper keeps its records.
+
+    One folder for each host id: a machine that joins another network is another host, and starts from nothing there.
+    """
+    return state_dir / host_id
 
 
 def load_settings(state_dir: Path = STATE_DIR) -> tuple[HostSettings, Ed25519PrivateKey]:

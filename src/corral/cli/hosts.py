@@ -218,6 +218,18 @@ def leave(host: HostArgument, yes: YesOption = False, json: JsonOption = False) 
         "has left" if found.status == "left" else "takes no new clusters, and leaves when the running ones have ended"
     )
     _tell(found, f"{found.name} {over}")
+    if not is_json():
+        say("its agent, volumes and images stay on the machine; once it has left, this takes all but the images away:")
+        say(f"  {removal_line(found.id)}")
+
+
+def removal_line(host_id: str) -> str:
+    """The line that removes a host's agent with all that it made, to be typed on its machine."""
+    agent = f"docker ps -aq --filter label=corral.part=agent --filter label=corral.host={host_id}"
+    return (
+        "docker run --rm --pull never -v /var/run/docker.sock:/var/run/docker.sock "
+        f"$(docker inspect -f '{{{{.Image}}}}' $({agent})) remove --host {host_id}"
+    )
 
 
 @fleet_app.command("token")

@@ -26,6 +26,7 @@ NAME_PATTERN = r"^[a-z](?:[a-z0-9-]{0,38}[a-z0-9])?$"
 """Names of persons, hosts and clusters: a DNS label of at most 40 characters that starts with a letter."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u to misread.
+_ID = re.compile(ID_PATTERN)
 _NAME = re.compile(NAME_PATTERN)
 
 
@@ -57,6 +58,11 @@ def made_at(identifier: str) -> datetime:
     for character in identifier.rpartition("_")[2]:
         number = number << 5 | _ALPHABET.index(character)
     return datetime.fromtimestamp((number >> 80) / 1000, UTC)
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` is an id (`ID_PATTERN`)."""
+    return _ID.fullmatch(text) is not None
 
 
 def is_name(text: str) -> bool:

@@ -172,6 +172,7 @@ PROGRAMS: Mapping[tuple[str, ...], Callable[[], Program]] = {
     ("/bin/cat",): Echo,
     ("/bin/sleep", "600"): Deaf,  # sleep as process 1 has no handler for SIGTERM, so the kernel drops it
     ("/bin/sh", "-c", "echo broken >&2; exit 7"): lambda: Exiting(7, "broken"),
+    ("/bin/sh", "-c", "printf 'bad \\377\\nlast\\n' >&2; exit 7"): lambda: Exiting(7, "bad \ufffd\nlast"),
 }
 
 
@@ -284,6 +285,7 @@ class FakeEngine:
     def __init__(self, *, images: set[str] | None = None, engine_id: str = "ENGINE:FAKE") -> None:
         self.engine_id = engine_id
         self.images: set[str] = images if images is not None else set()
+        self.images_with_volumes: set[str] = set()
         self.processes: dict[str, FakeProcess] = {}
         self.is_reachable = True
         self.failures: dict[tuple[str, str], RuntimeFailed] = {}
@@ -398,6 +400,8 @@ class FakeRuntime:
             return
         if body["Image"] not in self._engine.images:
             raise ImageMissing(f"image {body['Image']} is not on this host; container {name} was not created")
+        if body["Image"] in self._engine.images_with_volumes:
+            raise ContainerRefused(f"image {body['Image']} declares volumes; container {name} was not created")
         self._engine.log.append(("create", name))
         self._engine.make(name, body)
 
@@ -450,7 +454,7 @@ class FakeRuntime:
         """See `ContainerRuntime.last_errors`."""
         await self._arrive("last_errors", name)
         process = self._ours(name)
-        return tuple(process.errors)[-lines:] if process else ()
+        return tuple("\n".join(process.errors).splitlines())[-lines:] if process else ()
 
     async def events(self) -> AsyncIterator[str]:
         """See `ContainerRuntime.events`."""

@@ -24,8 +24,11 @@ Endpoint = Annotated[str, msgspec.Meta(pattern=r"^[0-9.]{7,15}:[0-9]{1,5}\Z")]
 PublicKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9+/]{43}=\Z")]
 """32 bytes in base 64: a WireGuard (X25519) or Ed25519 public key."""
 ImageDigest = Annotated[str, msgspec.Meta(pattern=r"^(?:[a-z0-9][a-z0-9./:_-]{0,200}@)?sha256:[0-9a-f]{64}\Z")]
+DeviceKey = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,96}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""With a time zone: one without could not be compared with any other."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -74,8 +77,8 @@ class EnrolReply(Message, frozen=True):
 
     host_id: Id
     name: Name
-    audience: str
-    server_time: datetime
+    audience: Text
+    server_time: Instant
 
 
 # --- report ------------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ class Hardware(Said, frozen=True):
 class DeviceOffer(Said, frozen=True):
     """One unit of hire: a GPU with its fixed share of the host, or a CPU slice of what is left."""
 
-    key: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,96}\Z")]
+    key: DeviceKey
     """Stable on this host: the GPU's UUID, or `cpu-0`, `cpu-1`, …"""
     kind: Literal["gpu", "cpu"]
     model: Text
@@ -181,7 +184,7 @@ class NodeReport(Said, frozen=True):
 class Report(Said, frozen=True):
     """What a host says in an exchange."""
 
-    sequence: Count
+    sequence: Size
     """Counts reports since the agent started; tells a late one from the last one."""
     applied: Revision
     """The newest desired state that this host has fully applied: what is not in it no longer runs here."""
@@ -234,11 +237,11 @@ class NodeSpec(Message, frozen=True):
     cluster_name: Name
     node_name: Name
     image: ImageDigest
-    devices: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=4096)]
+    devices: Annotated[tuple[DeviceKey, ...], msgspec.Meta(min_length=1, max_length=4096)]
     """Keys of this host's own devices; what they hold of the host is known to the agent, not told to it."""
     mesh: MeshSpec
     ray: RaySpec
-    stop_after: datetime
+    stop_after: Instant
     """The node ends itself at this instant, whether or not the control plane can be reached."""
 
 
@@ -250,7 +253,7 @@ class LeafSpec(Message, frozen=True):
     cluster_name: Name
     mesh: MeshSpec
     head_address: MeshAddress
-    stop_after: datetime
+    stop_after: Instant
 
 
 class Secrets(Message, frozen=True):
@@ -274,7 +277,7 @@ class Desired(Message, frozen=True):
     """What should be on a host. Level-triggered: the whole of it, every time; nothing is ever a command."""
 
     revision: Revision
-    server_time: datetime
+    server_time: Instant
     intent: Literal["active", "paused", "draining", "left"]
     nodes: tuple[NodeSpec, ...] = ()
     leaves: tuple[LeafSpec, ...] = ()
@@ -282,7 +285,7 @@ class Desired(Message, frozen=True):
     """By node id."""
     rosters: dict[str, SignedRoster] = {}
     """By cluster id: the newest roster of each cluster that has a node or a leaf here."""
-    prefetch: tuple[ImageDigest, ...] = ()
+    prefetch: Annotated[tuple[ImageDigest, ...], msgspec.Meta(max_length=16)] = ()
     """Images to have ready before anybody books this host."""
     saw_hardware: bool = True
     """False asks the agent to send hardware, devices and checks again with its next report."""

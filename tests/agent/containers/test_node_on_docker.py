@@ -19,6 +19,7 @@ import pytest
 from corral.agent.bodies import HostFacts, node_bodies
 from corral.agent.docker import DockerRuntime
 from corral.agent.nodes import NodeKeeper
+from corral.agent.pacing import until_set
 from corral.core.clock import SystemClock
 from corral.core.ids import TimeOrderedIds
 from corral.core.randomness import SystemRandomness
@@ -228,8 +229,9 @@ async def test_a_gateway_serves_its_front_and_its_leaf(machine: Machine) -> None
         await keeper.converge(a_desired(1, leaves=(leaf,)), datetime.now(UTC))
         async with asyncio.timeout(60):
             while not keeper.leaves()[0].is_serving:
+                # That a leaf serves is asked for, not reported: the gateway's own services look at it.
+                await until_set(keeper.changed, SystemClock(), 0.1)
                 keeper.changed.clear()
-                await keeper.changed.wait()
         address = keeper.leaves()[0].address
         assert (await asyncio.to_thread(fetch, f"http://{address}:8080/")) == b"leaf"
         front = await runtime.inspect(f"corral-{gateway.host_id}-front")

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -113,7 +114,7 @@ async def test_the_token_is_neither_in_a_body_nor_on_disk(host: Host) -> None:
 
 async def test_a_roster_reaches_the_mesh_with_the_right_paths(host: Host) -> None:
     """On the same engine by the bridge, from elsewhere by the published port."""
-    async with host.agent() as keeper:
+    async with host.agent(replace(facts(), advertise="203.0.113.9")) as keeper:
         nodes = (a_node(1), a_node(2, devices=("cpu-1",), role="worker"))
         await keeper.converge(a_desired(1, *nodes), NOW)
         await host.quiet(keeper)

@@ -1,6 +1,7 @@
 """The one exchange on a clock that stands still, and over real HTTP."""
 
 import asyncio
+import gzip
 import random
 from datetime import UTC, datetime, timedelta
 
@@ -23,7 +24,7 @@ from corral.agent.control_plane import (
     pinned_session,
 )
 from corral.agent.enrol import enrol_request, public_key_text
-from corral.agent.exchange import Exchanger
+from corral.agent.exchange import REPORTS_AT_ONCE, REPORTS_PER_S, Exchanger
 from corral.agent.settings import new_key
 from corral.core.clock import SystemClock
 from corral.testing.clock import FakeClock, settle
@@ -354,3 +355,79 @@ def test_the_enrolment_is_signed_by_the_hosts_key():
     )  # fmt: skip
     assert request.public_key == public_key_text(key)
     key.public_key().verify(base64.b64decode(request.signature), f"tok.secret\n{request.public_key}".encode())
+
+
+async def test_a_control_plane_that_holds_no_reply_is_not_hammered(bench):
+    """One without room answers at once; a host that asked again at once would make it worse."""
+    for _ in range(20):
+        while not bench.desk.answers[-1].done():
+            bench.desk.answers[-1].set_result(
+                Desired(revision=Revision(0, 0), server_time=datetime(2026, 1, 1, tzinfo=UTC), intent="active")
+            )
+            await settle()
+        await bench.clock.run_for(1)
+    assert len(bench.desk.reports) <= 10
+    news = len(bench.desk.reports)
+    bench.changed.set()
+    await bench.clock.run_for(0.1)
+    assert len(bench.desk.reports) == news + 1
+
+
+async def test_revisions_without_end_are_paced(bench):
+    """A control plane that always has something new cannot make a host spin."""
+    for number in range(1, 400):
+        for answer in bench.desk.answers:
+            if not answer.done():
+                answer.set_result(a_desired(number))
+        await bench.clock.run_for(0.05)
+    assert len(bench.desk.reports) <= REPORTS_AT_ONCE + 20 * REPORTS_PER_S + 5
+
+
+async def test_a_failure_to_take_what_came_late_is_not_lost(bench):
+    """It ends the process loudly, as any bug must; the engine starts it anew."""
+
+    async def fail(_: Desired) -> None:
+        raise ZeroDivisionError
+
+    exchanger = Exchanger(
+        bench.desk, report=bench._report, take=fail, sent=lambda _: None, changed=bench.changed,
+        time=ServerTime(bench.clock), clock=bench.clock,
+    )  # fmt: skip
+    task = asyncio.create_task(exchanger.run())
+    await settle()
+    bench.changed.set()
+    await bench.clock.run_for(0.03)
+    bench.desk.answers[1].set_result(a_desired())
+    bench.changed.set()
+    await bench.clock.run_for(1)
+    for answer in bench.desk.answers:
+        if not answer.done():
+            answer.set_result(a_desired(7))
+    await bench.clock.run_for(1)
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(task, 1)
+
+
+@pytest.mark.parametrize("year", [1, 1999, 9999])
+async def test_an_impossible_server_time_is_not_taken(plane, year):
+    """Sums with it would overflow, and tokens with it be worthless."""
+    time = ServerTime(SystemClock())
+    time.heard(datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC))
+    assert time.skew_s() is None
+
+
+async def test_compressed_replies_are_not_unfolded(plane, server):
+    """A few bytes could become gigabytes."""
+    server.answer = web.Response(body=gzip.compress(encode(a_desired())), headers={"Content-Encoding": "gzip"})
+    with pytest.raises(ReplyUnreadable):
+        await plane.exchange(a_report())
+    assert server.headers[0]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [400, 200])
+async def test_deep_and_broken_replies_are_typed_errors(plane, server, status):
+    """Whatever the status: neither nesting nor bytes that are no text end the agent."""
+    for body in (b"[" * 100_000, b'{"detail":"\xff"}', b'{"revision":[1,1],"x":' + b"[" * 100_000):
+        server.answer = web.Response(status=status, body=body)
+        with pytest.raises((ReplyUnreadable, ControlPlaneRefused)):
+            await plane.exchange(a_report())

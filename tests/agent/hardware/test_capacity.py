@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.agent.capacity import CapacityRefused, development_device, devices_of
+from corral.agent.capacity import CapacityRefused, check_beside, development_device, devices_of
 from corral.core.units import GIB
 from corral.wire.agent import Cpu, Gpu, Hardware
 
@@ -117,3 +117,14 @@ def test_a_development_slice_beyond_the_machine_is_refused(cores, memory):
     """Nothing is lent that is not there."""
     with pytest.raises(CapacityRefused):
         development_device(a_host(2, 24 * GIB), cores=cores, memory_bytes=memory)
+
+
+def test_slices_of_one_machine_never_exceed_it():
+    """Two agents of 0.9 cores fit on two cores, a third of 0.3 does not; and the error says what would."""
+    machine, others = a_host(2, 24 * GIB), [("corral-agent-a", 0.9, 8 * GIB), ("corral-agent-b", 0.9, 8 * GIB)]
+    check_beside(others, cores=0.2, memory_bytes=8 * GIB, hardware=machine)
+    with pytest.raises(CapacityRefused, match="corral-agent-a, corral-agent-b") as refused:
+        check_beside(others, cores=0.3, memory_bytes=GIB, hardware=machine)
+    assert "at most 0.2" in str(refused.value.hint)
+    with pytest.raises(CapacityRefused, match="GiB does not fit"):
+        check_beside(others, cores=0.1, memory_bytes=9 * GIB, hardware=machine)

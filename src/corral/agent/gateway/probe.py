@@ -22,9 +22,10 @@ STARTING_S_MAX = 180.0
 """The longest start; what is incomplete after that is looked at less often."""
 INCOMPLETE_PERIOD_S = 2.0
 TIMEOUT_S = 3.0
-ANSWER_BYTES_MAX = 32 * 1024 * 1024
-"""A summary takes about 7 KB a node; beyond this a hostile head only wants our memory."""
-ALIVE_MAX = 4096
+ANSWER_BYTES_PER_NODE, ANSWER_VALUES_PER_NODE = 32 * 1024, 2048
+"""A summary takes about 7 KB and a few hundred values a node; beyond this a hostile head only wants our memory."""
+NODES_SPARE = 32
+"""Nodes that have died stay in Ray's answer for a while."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,29 @@ class LeafProbe:
         """The probe of the leaf with this bridge address."""
         return cls(session, f"http://{address}:{LEAF_PORT}", secret)
 
-    async def look(self) -> Readiness:
-        """What is seen now. Whatever goes wrong on the way means: not alive, does not serve."""
-        nodes, jobs = await asyncio.gather(self._answer("/nodes?view=summary"), self._answer("/api/jobs/"))
-        return Readiness(alive=alive_addresses(nodes), serves=isinstance(jobs, list))
+    async def look(self, expected: frozenset[str]) -> Readiness:
+        """
+        What is seen now. Whatever goes wrong on the way means: not alive, does not serve.
 
-    async def _answer(self, path: str) -> Any | None:
+        Args:
+            expected: the mesh addresses of the cluster's nodes; a head may speak of these and no others.
+        """
+        size = len(expected) + NODES_SPARE
+        nodes, jobs = await asyncio.gather(
+            self._answer("/nodes?view=summary", bytes_max=size * ANSWER_BYTES_PER_NODE),
+            self._begins("/api/jobs/", b"["),
+        )
+        if sum(nodes.count(mark) for mark in (b",", b"[", b"{")) > size * ANSWER_VALUES_PER_NODE:
+            nodes = b""
+        alive = tuple(address for address in alive_addresses(_json(nodes)) if address in expected)
+        return Readiness(alive=alive, serves=jobs)
+
+    async def _begins(self, path: str, start: bytes) -> bool:
+        """Whether a path answers 200 with JSON that begins so; the rest may be long, and is not read."""
+        return (await self._answer(path, bytes_max=len(start), is_cut=True)).startswith(start)
+
+    async def _answer(self, path: str, *, bytes_max: int, is_cut: bool = False) -> bytes:
+        """The body; empty if there is none, or more of it than `bytes_max` (with `is_cut`, its beginning then)."""
         try:
             async with self._session.get(
                 self._base_url + path,
@@ -71,10 +89,10 @@ class LeafProbe:
                 allow_redirects=False,
             ) as response:
                 if response.status != 200:
-                    return None
-                return _json(await _bounded_body(response))
+                    return b""
+                return await _bounded_body(response, bytes_max=bytes_max, is_cut=is_cut)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            return None
+            return b""
 
 
 def period_s(readiness: Readiness, *, expected: frozenset[str], incomplete_for_s: float) -> float:
@@ -106,7 +124,7 @@ def alive_addresses(answer: Any) -> tuple[str, ...]:
     summary = data.get("summary") if isinstance(data, dict) else None
     if not isinstance(summary, list):
         return ()
-    found = {address for entry in summary[:ALIVE_MAX] if (address := _alive_address(entry)) is not None}
+    found = {address for entry in summary if (address := _alive_address(entry)) is not None}
     return tuple(str(address) for address in sorted(found))
 
 
@@ -121,17 +139,17 @@ def _alive_address(entry: Any) -> IPv4Address | None:
         return None
 
 
-async def _bounded_body(response: aiohttp.ClientResponse) -> bytes:
+async def _bounded_body(response: aiohttp.ClientResponse, *, bytes_max: int, is_cut: bool) -> bytes:
     body = bytearray()
     async for chunk in response.content.iter_chunked(65536):
         body += chunk
-        if len(body) > ANSWER_BYTES_MAX:
-            return b""
+        if len(body) > bytes_max:
+            return bytes(body[:bytes_max]) if is_cut else b""
     return bytes(body)
 
 
 def _json(body: bytes) -> Any | None:
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import psutil
 
 from corral.wire.agent import Cpu
@@ -24,6 +25,11 @@ async def read_cpu() -> tuple[Cpu, tuple[str, ...]]:
     except Exception as error:
         return Cpu(model="unknown", cores=cores), (f"the processor's name could not be read: {error}",)
     return cpu_from(found, cores=cores), ()
+
+
+def with_present_cores(known: Cpu) -> Cpu:
+    """A processor found earlier, with the cores that the kernel counts now."""
+    return msgspec.structs.replace(known, cores=float(psutil.cpu_count(logical=True) or 1))
 
 
 def cpu_from(found: Mapping[str, Any], *, cores: int) -> Cpu:

@@ -3,7 +3,7 @@
 import asyncio
 
 from corral.agent.hardware.amd import read_amd
-from corral.agent.hardware.cpu import read_cpu
+from corral.agent.hardware.cpu import read_cpu, with_present_cores
 from corral.agent.hardware.engine import EngineFacts
 from corral.agent.hardware.memory import disk_free_bytes, memory_bytes
 from corral.agent.hardware.nvidia import read_nvidia
@@ -20,7 +20,7 @@ async def find_hardware(engine: EngineFacts, *, known_cpu: Cpu | None = None) ->
         engine: what the container engine says of itself.
         known_cpu: the processor found earlier: it does not change, and asking for it again is slow.
     """
-    cpu, notes = (known_cpu, ()) if known_cpu is not None else await read_cpu()
+    cpu, notes = (with_present_cores(known_cpu), ()) if known_cpu is not None else await read_cpu()
     (nvidia, nvidia_notes), (amd, amd_notes) = await asyncio.gather(
         asyncio.to_thread(read_nvidia), asyncio.to_thread(read_amd)
     )

@@ -1,0 +1,61 @@
+"""What is reported of one node: facts from the engine and from its programs, as far as each may speak."""
+
+from collections.abc import Mapping, Set
+
+from corral.agent.bodies import MESH_PORT
+from corral.agent.channels import Heard
+from corral.agent.runtime import Container
+from corral.wire.agent import ContainerState, Fault, LeafSpec, NodeReport, NodeSpec
+
+
+def node_report(
+    spec: NodeSpec | LeafSpec,
+    parts: Mapping[str, Container],
+    *,
+    mesh: Heard,
+    ray: Heard,
+    members: Set[str],
+    advertise: str,
+    fault: Fault | None,
+) -> NodeReport:
+    """
+    The report about one wanted node or leaf. A leaf's `serves` and `alive` are the prober's to fill in.
+
+    Args:
+        spec: what is wanted.
+        parts: its containers.
+        mesh: what its mesh has said; the only one that may state a key.
+        ray: what its workload has said; a stranger's word, of which only the head's is asked who is alive.
+        members: mesh addresses that its programs may speak of: others say nothing, and could fill a report.
+        advertise: the address to put in published endpoints; empty leaves the engine's.
+        fault: what does not work.
+    """
+    is_head = isinstance(spec, NodeSpec) and spec.ray.role == "head"
+    return NodeReport(
+        node_id=spec.node_id,
+        pause=_state(parts.get("pause")),
+        mesh=_state(parts.get("mesh")),
+        work=_state(parts.get("work" if isinstance(spec, NodeSpec) else "web")),
+        mesh_key=mesh.mesh_key,
+        endpoints=_endpoints(parts.get("pause"), advertise),
+        roster_serial=mesh.roster_serial,
+        handshaken=tuple(address for address in dict.fromkeys(mesh.handshaken) if address in members),
+        ray_phase=ray.ray_phase,
+        alive=tuple(address for address in dict.fromkeys(ray.alive) if address in members) if is_head else (),
+        received_bytes=mesh.received_bytes,
+        sent_bytes=mesh.sent_bytes,
+        fault=fault,
+    )
+
+
+def _endpoints(pause: Container | None, advertise: str) -> tuple[str, ...]:
+    if pause is None or pause.state != "running" or not pause.address:
+        return ()
+    published = [
+        f"{advertise or address}:{port}" for address, port, inner in pause.published if inner == f"{MESH_PORT}/udp"
+    ]
+    return (f"{pause.address}:{MESH_PORT}", *published)
+
+
+def _state(container: Container | None) -> ContainerState:
+    return container.state if container is not None else "missing"
