@@ -96,9 +96,11 @@ async def live(tx: Tx, town: Town, events: list[Event], *, hours: int, end_after
 
 async def _replace(tx: Tx, town: Town, booking: bookings.Booking, line: bookings.Line, now: datetime) -> None:
     hosts = {one.host_id for one in await bookings.lines_of(tx, booking.id)}
-    found = await market.replacement(tx, [line], prices=town.prices, excluded_hosts=hosts, now=now)
+    found = await market.replacement(
+        tx, [line], quote_id=booking.quote_id, prices=town.prices, settings=town.settings, excluded_hosts=hosts, now=now
+    )
     if found is not None:
-        await bookings.replace_line(tx, line.id, found[0], now=now, ids=town.ids)
+        await bookings.replace_line(tx, line.id, found[0], settings=town.settings, now=now, ids=town.ids)
 
 
 @given(events=EVENTS, hours=st.integers(1, 3), end_after_s=st.integers(0, 9000))

@@ -95,7 +95,7 @@ async def test_two_renters_race_for_the_last_device_and_one_gets_it(
         for person, outcome in zip(quotes, outcomes, strict=True):
             expected = RATE if outcome == "booked" else 0
             assert free_before[person] - await town.free_uc(tx, person) == expected
-        assert await devices.rentable(tx, now) == []
+        assert await devices.rentable(tx, now, offline_after_s=75) == []
         assert await ledger.check(tx) == []
 
 
@@ -116,7 +116,7 @@ async def test_quote_that_cannot_be_accepted_changes_nothing(database: Database,
             async with database.transaction() as tx:
                 await town.accept(tx, quote_id, at, renter=renter)
     async with database.transaction() as tx:
-        assert len(await devices.rentable(tx, now)) == 8
+        assert len(await devices.rentable(tx, now, offline_after_s=75)) == 8
         assert await town.free_uc(tx) == await town.free_uc(tx, town.other) == 2 * RATE
 
 
@@ -127,10 +127,18 @@ async def test_failed_start_costs_nothing(database: Database, town: Town, now: d
         booking = await town.accept(tx, (await town.quote(tx, now, nodes=2)).id, now)
         line, _ = await bookings.lines_of(tx, booking.id)
         hosts = {one.host_id for one in await bookings.lines_of(tx, booking.id)}
-        found = await market.replacement(tx, [line], prices=town.prices, excluded_hosts=hosts, now=now)
+        found = await market.replacement(
+            tx,
+            [line],
+            quote_id=booking.quote_id,
+            prices=town.prices,
+            settings=town.settings,
+            excluded_hosts=hosts,
+            now=now,
+        )
         assert found is not None
-        new = await bookings.replace_line(tx, line.id, found[0], now=now, ids=town.ids)
-        assert await bookings.replace_line(tx, line.id, found[0], now=now, ids=town.ids) == new
+        new = await bookings.replace_line(tx, line.id, found[0], settings=town.settings, now=now, ids=town.ids)
+        assert await bookings.replace_line(tx, line.id, found[0], settings=town.settings, now=now, ids=town.ids) == new
         bill = await bookings.fail(tx, booking.id, now=now + timedelta(minutes=3), reason="no head")
         assert (bill.final, bill.amount_uc, bill.returned_uc) == (True, 0, 2 * RATE)
         assert sorted(one.state for one in bill.lines) == ["refunded", "refunded", "replaced"]
@@ -169,10 +177,18 @@ async def test_lost_line_is_not_charged_and_its_posted_minutes_come_back(
         assert await bookings.record_outage(tx, line.id, from_at=lost_at, to_at=None)
         await keep_alive(tx, now + timedelta(minutes=31))
         found = await market.replacement(
-            tx, [line], prices=town.prices, excluded_hosts=[line.host_id], now=now + timedelta(minutes=31)
+            tx,
+            [line],
+            quote_id=booking.quote_id,
+            prices=town.prices,
+            settings=town.settings,
+            excluded_hosts=[line.host_id],
+            now=now + timedelta(minutes=31),
         )
         assert found is not None
-        new = await bookings.replace_line(tx, line.id, found[0], now=now + timedelta(minutes=31), ids=town.ids)
+        new = await bookings.replace_line(
+            tx, line.id, found[0], settings=town.settings, now=now + timedelta(minutes=31), ids=town.ids
+        )
         await bookings.begin_line(tx, new.id, at=now + timedelta(minutes=40))
         bill = await bookings.end(tx, booking.id, now=now + 5 * HOUR)
         assert [(one.minutes, one.minutes_not_delivered, one.state) for one in bill.lines] == [
@@ -270,3 +286,27 @@ async def test_settlements_of_shared_providers_at_once_all_come_through(
         bills = [await bookings.end(tx, booking.id, now=now + timedelta(minutes=10)) for booking in (one, two)]
         assert [bill.amount_uc for bill in bills] == [3 * RATE, 4 * RATE]
         assert await ledger.check(tx) == []
+
+
+async def test_replacement_of_a_single_provider_s_cluster_stays_with_that_provider(
+    database: Database, town: Town, now: datetime
+) -> None:
+    """Who trusts one provider alone is not given to another when a node is lost."""
+    async with database.transaction() as tx:
+        await town.build(tx, now)
+        wished = await town.accept(tx, (await town.quote(tx, now, single_provider=True)).id, now)
+        free = await town.accept(tx, (await town.quote(tx, now)).id, now)
+        rentable = await devices.rentable(tx, now, offline_after_s=town.settings.host_offline_after_s)
+        for booking, is_found in ((wished, False), (free, True)):
+            [line] = await bookings.lines_of(tx, booking.id)
+            of_the_same = {line.host_id} | {one.host_id for one in rentable if one.provider_id == line.provider_id}
+            found = await market.replacement(
+                tx,
+                [line],
+                quote_id=booking.quote_id,
+                prices=town.prices,
+                settings=town.settings,
+                excluded_hosts=of_the_same,
+                now=now,
+            )
+            assert (found is not None) is is_found

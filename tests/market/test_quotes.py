@@ -51,11 +51,11 @@ async def test_offers_shrink_with_every_booking_and_say_why_nothing_is_left(
     async with database.transaction() as tx:
         await town.build(tx, now, hosts=2)
         await add_host(tx, 9, town.providers[0], now, gpus=2, gpu_model="NVIDIA GeForce GTX 1080")
-        offered = await market.offers(tx, prices=town.prices, now=now)
+        offered = await market.offers(tx, prices=town.prices, settings=town.settings, now=now)
         assert sum(offer.devices for offer in offered.offers) == 4
         assert [one.devices for one in offered.unavailable] == [2]
         await town.accept(tx, (await town.quote(tx, now, nodes=2)).id, now)
-        offered = await market.offers(tx, prices=town.prices, now=now)
+        offered = await market.offers(tx, prices=town.prices, settings=town.settings, now=now)
         assert sum(offer.devices for offer in offered.offers) == 2
         with pytest.raises(
             market.NothingFits, match="4 CPU slices exist; 2 are hired; 2 hosts have 1 CPU slices free, 3"

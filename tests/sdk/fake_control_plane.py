@@ -227,14 +227,15 @@ class FakeControlPlane:
 
     def _quote(self, _: Request, body: bytes) -> api.Quote:
         wish = api.ClusterRequest.model_validate_json(body)
-        if wish.nodes > len(HOSTS) or wish.gpu_count:
+        nodes = wish.nodes or 1
+        if nodes > len(HOSTS) or wish.gpu_count:
             raise Refused(
                 409,
                 "no_placement",
-                f"3 of {max(wish.nodes, wish.gpu_count)} devices exist; nothing was booked",
+                f"3 of {max(nodes, wish.gpu_count)} devices exist; nothing was booked",
                 "`corral offers` shows what is free",
             )
-        rate = RATE_UC * wish.nodes
+        rate = RATE_UC * nodes
         lines = [
             api.QuoteLine(
                 device_id=an_id("dev", number + 1),
@@ -247,7 +248,7 @@ class FakeControlPlane:
                 rate_uc_per_hour=RATE_UC,
                 is_head=number == 0,
             )
-            for number in range(wish.nodes)
+            for number in range(nodes)
         ]
         quote = api.Quote(
             id=an_id("qt", len(self.quotes) + 1),

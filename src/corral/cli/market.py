@@ -60,7 +60,10 @@ def offers(json: JsonOption = False) -> None:
 def up(
     gpu: Annotated[str | None, typer.Option("--gpu", metavar="MODEL:N", help="GPUs in all, like H100:8.")] = None,
     cpu: Annotated[int, typer.Option("--cpu", min=0, max=4096, help="CPU slices on each node.")] = 0,
-    nodes: Annotated[int, typer.Option("--nodes", min=1, max=4094, help="Nodes; each is on another host.")] = 1,
+    nodes: Annotated[
+        int | None,
+        typer.Option("--nodes", min=1, max=4094, help="Nodes; each is on another host.  [as few as the GPUs need]"),
+    ] = None,
     duration: Annotated[str, typer.Option("--for", metavar="TIME", help="Like 3h or 2d; whole hours.")] = "1h",
     name: Annotated[str | None, typer.Option("--name", help="Name of the cluster; else one is made.")] = None,
     single_provider: Annotated[

@@ -96,6 +96,19 @@ def init(
     put(key)
 
 
+@serve_app.command("restored")
+def restored(context: typer.Context, data_dir: DataDirOption = None, json: JsonOption = False) -> None:
+    """Tell a database restored from a backup that it is one: once, before hosts talk to the control plane again."""
+    _need_server()
+    from corral.api.process import begin_epoch_after_restore
+
+    epoch = begin_epoch_after_restore(_settings(data_dir or context.obj))
+    if is_json():
+        put_json({"epoch": epoch})
+        return
+    say(f"epoch {epoch} begins: hosts take the restored state at once, and end what it does not know")
+
+
 def _settings(data_dir: Path | None, **options: Any) -> Any:
     from corral.platform.logs import configure_logs
     from corral.platform.settings import read_settings

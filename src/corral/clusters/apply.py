@@ -148,7 +148,16 @@ async def _replace(
     lines = [line for line in await bookings.lines_of(tx, snapshot.booking_id) if line.id in line_ids]
     used = sa.select(node.c.host_id).where(node.c.cluster_id == snapshot.cluster_id)
     excluded = {HostId(row.host_id) for row in await tx.execute(used)}
-    found = await market.replacement(tx, lines, prices=prices, excluded_hosts=excluded, now=now)
+    booking = await bookings.get(tx, snapshot.booking_id)
+    found = await market.replacement(
+        tx,
+        lines,
+        quote_id=booking.quote_id,
+        prices=prices,
+        settings=platform.settings,
+        excluded_hosts=excluded,
+        now=now,
+    )
     if found is None:
         if lost_at is None:
             why = f"{reason}; nobody else offers the same at no higher rate"
@@ -161,9 +170,12 @@ async def _replace(
         for line in lines:
             await bookings.record_outage(tx, line.id, from_at=lost_at, to_at=now)
     new_lines = [
-        await bookings.replace_line(tx, line.id, quoted, now=now, ids=platform.ids)
+        await bookings.replace_line(tx, line.id, quoted, settings=platform.settings, now=now, ids=platform.ids)
         for line, quoted in zip(lines, found, strict=True)
     ]
+    # Both hosts at once, in the order of their ids: two clusters that move towards each other's hosts never wait in a
+    # circle.
+    await devices.bump(tx, [HostId(lost.host_id), new_lines[0].host_id])
     await remove_nodes(tx, [node_id], NodeEnd.REPLACED, now, reason=reason)
     await devices.start_cleaning(tx, line_ids, now)
     await add_worker_or_head(
@@ -178,7 +190,6 @@ async def _replace(
         replaces=node_id,
         now=now,
     )
-    await devices.bump(tx, [new_lines[0].host_id])
     # A replacement at the start is a fact for the table of nodes, not what became of the cluster.
     await change(tx, snapshot.cluster_id, **({"reason": f"{reason}; replaced"} if lost_at is not None else {}))
 
@@ -205,9 +216,9 @@ async def _move_leaf(
             why = f"{reason}; no other gateway is online"
             await fail_start(tx, snapshot.cluster_id, snapshot.booking_id, why, now)
         return
+    await devices.bump(tx, [HostId(present.host_id), gateway.host_id])
     await remove_nodes(tx, [node_id], NodeEnd.REPLACED, now, reason=reason)
     await add_leaf(tx, platform, snapshot.cluster_id, gateway, replaces=node_id, now=now)
-    await devices.bump(tx, [gateway.host_id])
     await change(tx, snapshot.cluster_id, gateway_id=gateway.host_id)
 
 

@@ -19,6 +19,8 @@ class Quote:
     hold_hours_max: int
     """Hours that are held ahead, at most."""
     fee_basis_points: int
+    single_provider: bool
+    """Wished, and so kept by replacements too."""
     lines: tuple[QuotedLine, ...]
     created_at: datetime
     expires_at: datetime

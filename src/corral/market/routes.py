@@ -28,7 +28,7 @@ PricesDep = Annotated[Prices, Depends(prices_of)]
 async def list_offers(_: CallerDep, platform: PlatformDep, prices: PricesDep) -> api.Offers:
     """All that can be rented at this moment, like devices as one row; cheapest first."""
     async with platform.database.transaction() as tx:
-        return await store.offers(tx, prices=prices, now=platform.clock.now())
+        return await store.offers(tx, prices=prices, settings=platform.settings, now=platform.clock.now())
 
 
 @router.post("/quotes", status_code=201)

@@ -24,9 +24,10 @@ from corral.platform.settings import ServerSettings
 from corral.wire import api
 
 
-async def offers(tx: Tx, *, prices: Prices, now: datetime) -> api.Offers:
+async def offers(tx: Tx, *, prices: Prices, settings: ServerSettings, now: datetime) -> api.Offers:
     """All that can be rented at `now`, and what is idle but has no price."""
-    return offers_of(await devices.rentable(tx, now), prices, now=now)
+    rentable = await devices.rentable(tx, now, offline_after_s=settings.host_offline_after_s)
+    return offers_of(rentable, prices, now=now)
 
 
 async def quote(
@@ -49,8 +50,8 @@ async def quote(
         NothingFits: the reasons say which wish removed how many devices.
     """
     wish = read_wish(request)
-    rentable = await devices.rentable(tx, now)
-    census = await devices.census(tx, now)
+    rentable = await devices.rentable(tx, now, offline_after_s=settings.host_offline_after_s)
+    census = await devices.census(tx, now, offline_after_s=settings.host_offline_after_s)
     if wish.gpu_model is not None and not prices.models_meant(wish.gpu_model):
         found = {device.model for device in rentable if device.kind == "gpu"}
         found |= {row.model for row in census if row.kind == "gpu"}
@@ -69,6 +70,7 @@ async def quote(
         hours=request.hours,
         hold_hours_max=settings.hold_hours_max,
         fee_basis_points=settings.fee_basis_points,
+        single_provider=wish.single_provider,
         lines=placement.lines,
         created_at=now,
         expires_at=now + timedelta(seconds=settings.quote_expiry_s),
@@ -106,14 +108,26 @@ async def quote_for_booking(tx: Tx, quote_id: QuoteId, renter_id: PersonId, now:
 
 
 async def replacement(
-    tx: Tx, lines: Sequence[LikeLine], *, prices: Prices, excluded_hosts: Collection[HostId], now: datetime
+    tx: Tx,
+    lines: Sequence[LikeLine],
+    *,
+    quote_id: QuoteId,
+    prices: Prices,
+    settings: ServerSettings,
+    excluded_hosts: Collection[HostId],
+    now: datetime,
 ) -> tuple[QuotedLine, ...] | None:
     """
     Devices of one other host for all lines of one lost node, each at no higher rate; None if nobody has them.
 
+    Who wished for a single provider when the quote was made gets another host of the same provider, or none.
     Nothing is taken: the devices are hired with the booking's change, and that may still find them gone.
     """
-    return place_replacement(lines, await devices.rentable(tx, now), prices, excluded_hosts=excluded_hosts)
+    rentable = await devices.rentable(tx, now, offline_after_s=settings.host_offline_after_s)
+    wished = select(quote_table.c.single_provider).where(quote_table.c.id == quote_id)
+    if (await tx.execute(wished)).scalar_one():
+        rentable = [device for device in rentable if device.provider_id == lines[0].provider_id]
+    return place_replacement(lines, rentable, prices, excluded_hosts=excluded_hosts)
 
 
 def _columns(made: Quote) -> dict[str, Any]:
@@ -125,6 +139,7 @@ def _columns(made: Quote) -> dict[str, Any]:
         "hold_hours_max": made.hold_hours_max,
         "fee_basis_points": made.fee_basis_points,
         "rate_uc_per_hour": made.rate_uc_per_hour,
+        "single_provider": made.single_provider,
         "lines": [asdict(line) for line in made.lines],
         "created_at": made.created_at,
         "expires_at": made.expires_at,
@@ -139,6 +154,7 @@ def _quote(row: Row[Any]) -> Quote:
         hours=row.hours,
         hold_hours_max=row.hold_hours_max,
         fee_basis_points=row.fee_basis_points,
+        single_provider=row.single_provider,
         lines=tuple(QuotedLine(**line) for line in row.lines),
         created_at=row.created_at,
         expires_at=row.expires_at,

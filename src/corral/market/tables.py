@@ -1,6 +1,6 @@
 """The market's table: quotes, kept so that what is booked is what was shown."""
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Integer, Table, Text
+from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Index, Integer, Table, Text
 
 from corral.platform.database import Document, Instant, metadata
 
@@ -14,6 +14,7 @@ quote = Table(
     Column("hold_hours_max", Integer, nullable=False),
     Column("fee_basis_points", Integer, nullable=False),
     Column("rate_uc_per_hour", BigInteger, nullable=False),
+    Column("single_provider", Boolean, nullable=False),
     Column("lines", Document, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),

@@ -24,27 +24,26 @@ class Wish:
 
 def read_wish(request: ClusterRequest) -> Wish:
     """
-    What a request asks for. The number of nodes counts as said only if the request names it.
+    What a request asks for.
 
     Raises:
         WishUnclear: it asks for nothing, for GPUs without a model or a count, for more nodes than GPUs, or for CPU
             slices beside GPUs without saying on how many nodes.
     """
-    names_nodes = "nodes" in request.model_fields_set
     if request.gpu_count == 0:
         if request.gpu_model is not None:
             raise WishUnclear("gpu_count", f"0 {request.gpu_model} were asked for", hint="corral up --gpu MODEL:COUNT")
         if request.cpu == 0:
             raise WishUnclear("cpu, gpu_count", "0 devices were asked for", hint="corral up --cpu 1 --nodes 3")
-        return Wish(request.nodes, cpu=request.cpu, single_provider=request.single_provider)
+        return Wish(request.nodes or 1, cpu=request.cpu, single_provider=request.single_provider)
     if request.gpu_model is None:
         raise WishUnclear("gpu_model", "GPUs were asked for, but not which", hint="corral up --gpu MODEL:COUNT")
-    if names_nodes and request.nodes > request.gpu_count:
+    if request.nodes is not None and request.nodes > request.gpu_count:
         raise WishUnclear("nodes", f"{request.nodes} nodes cannot share {request.gpu_count} GPUs: each needs one")
-    if request.cpu and not names_nodes:
+    if request.cpu and request.nodes is None:
         raise WishUnclear("nodes", "CPU slices beside GPUs are per node: say how many nodes", hint="add `--nodes N`")
     return Wish(
-        request.nodes if names_nodes else None,
+        request.nodes,
         cpu=request.cpu,
         gpu_model=request.gpu_model,
         gpu_count=request.gpu_count,

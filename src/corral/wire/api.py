@@ -232,7 +232,9 @@ class ClusterRequest(Request):
     """A renter's wish."""
 
     name: Name | None = Field(default=None, description="empty: a name is made")
-    nodes: Annotated[int, Field(ge=1, le=4094)] = Field(default=1, description="one node is one host's share")
+    nodes: Annotated[int, Field(ge=1, le=4094)] | None = Field(
+        default=None, description="hosts to be on, each with one node; empty: as few as the GPUs need, or one for CPUs"
+    )
     cpu: Annotated[int, Field(ge=0, le=4096)] = Field(default=0, description="CPU slices on each node")
     gpu_model: Annotated[str, Field(min_length=1, max_length=80)] | None = None
     gpu_count: Annotated[int, Field(ge=0, le=100_000)] = Field(default=0, description="GPUs in all")

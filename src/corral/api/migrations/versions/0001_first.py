@@ -146,6 +146,7 @@ def upgrade() -> None:
         sa.Column("hold_hours_max", sa.Integer(), nullable=False),
         sa.Column("fee_basis_points", sa.Integer(), nullable=False),
         sa.Column("rate_uc_per_hour", sa.BigInteger(), nullable=False),
+        sa.Column("single_provider", sa.Boolean(), nullable=False),
         sa.Column("lines", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
