@@ -1,18 +1,16 @@
 """Fixtures for every test: one PostgreSQL per session, a fresh schema per test, a clock that stands still."""
 
 import asyncio
-import importlib
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from corral.api.schema import metadata
 from corral.core.randomness import SeededRandomness
-from corral.platform.database import Database, metadata
+from corral.platform.database import Database
 from corral.platform.http import Platform
 from corral.platform.master_key import MasterKey
 from corral.platform.nudges import Nudges
@@ -21,22 +19,12 @@ from corral.testing.clock import FakeClock
 from corral.testing.ids import CountingIds
 from corral.testing.postgres import PostgresServer
 
-_DOMAINS = ("identity", "ledger", "devices", "market", "bookings", "mesh", "clusters")
-
 
 async def _build_schema(url: str) -> None:
     engine = create_async_engine(url)
     try:
-        made: set[Table] = set()  # Not "new since the import": the test modules have imported some already.
-        for domain in _DOMAINS:
-            try:
-                importlib.import_module(f"corral.{domain}.tables")
-                tables = [table for table in metadata.tables.values() if table not in made]
-                async with engine.begin() as connection:
-                    await connection.run_sync(metadata.create_all, tables=tables)
-                made.update(tables)
-            except Exception as error:
-                warnings.warn(f"corral.{domain}.tables: {error!r}", stacklevel=2)
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
     finally:
         await engine.dispose()
 

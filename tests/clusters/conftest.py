@@ -1,6 +1,7 @@
 """A small network: three providers' hosts and spares, a gateway, a renter with credit, and the real reconciler."""
 
 import random
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -18,7 +19,7 @@ from corral.core.randomness import SeededRandomness
 from corral.devices import AgentDesk
 from corral.devices.enrol import make_join_token
 from corral.devices.loop import flush
-from corral.devices.tables import hire
+from corral.devices.tables import hire, host_revision
 from corral.mesh.tables import mesh_network
 from corral.platform.http import Platform
 from corral.testing.clock import FakeClock
@@ -28,6 +29,8 @@ from corral.wire import api
 
 IMAGE = f"sha256:{'a' * 64}"
 CREDIT_UC = 100_000_000
+LAWS_EVERY = 4
+"""Steps between two looks at the laws: what breaks one stays broken, and each test looks once more at its end."""
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Network:
     renter_id: PersonId
     provider_id: PersonId
     bookings_made: int = 0
+    steps: int = 0
 
     async def add_host(self, name: str, *, role: str = "host", trouble: Trouble | None = None, slices: int = 1):
         """A host that has enrolled and reported once."""
@@ -88,13 +92,21 @@ class Network:
             )
 
     async def step(self, seconds: float = 1.0) -> None:
-        """Time passes; every host has a turn, then the loops; then the laws must hold."""
+        """Time passes; every host has a turn, then the loops; every few steps the laws must hold."""
         self.clock.advance(seconds)
+        newest = await self._revisions()
         for host in list(self.world.hosts):
-            await host.turn()
+            await host.turn(is_nudged=newest.get(host.host_id, 0) > host.seen.number)
         await flush(self.desk)
         await self.reconciler.turn()
-        await self.check_laws()
+        self.steps += 1
+        if self.steps % LAWS_EVERY == 0:
+            await self.check_laws()
+
+    async def _revisions(self) -> dict[str, int]:
+        """What would wake the held replies of hosts: the numbers of their newest desired states."""
+        async with self.platform.database.transaction() as tx:
+            return {row.host_id: row.number for row in await tx.execute(sa.select(host_revision))}
 
     async def run_until(self, cluster_id: ClusterId, *states: str, steps: int = 60) -> api.Cluster:
         """Steps until the cluster is in one of `states`: of a second while much happens, then longer ones."""
@@ -168,7 +180,7 @@ class Network:
 
 
 @pytest.fixture
-async def bare_network(platform: Platform, clock: FakeClock) -> Network:
+async def bare_network(platform: Platform, clock: FakeClock) -> AsyncIterator[Network]:
     """A gateway and a renter with credit; no hosts yet."""
     platform = replace(platform, images={"corral-ray": IMAGE, "corral-net": IMAGE, "corral-agent": IMAGE})
     prices = market.Prices.load()
@@ -185,7 +197,8 @@ async def bare_network(platform: Platform, clock: FakeClock) -> Network:
     clock.advance(timedelta(minutes=5).total_seconds())
     network = Network(platform, clock, prices, desk, reconciler, world, renter.id, provider.id)
     await network.add_host("gate", role="gateway")
-    return network
+    yield network
+    await network.check_laws()
 
 
 @pytest.fixture

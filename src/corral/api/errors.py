@@ -105,6 +105,7 @@ STATUS_OF: Mapping[type[CorralError], int] = {
     clusters.ClusterUnknown: 404,
     clusters.ClusterNameTaken: 409,
     clusters.GatewayUnavailable: 503,
+    clusters.ImageUnavailable: 503,
     clusters.ClusterNotReady: 409,
     clusters.ClusterOver: 409,
     clusters.NotAGateway: 403,
@@ -181,7 +182,11 @@ def add_error_handlers(app: FastAPI) -> None:
 async def _on_corral_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CorralError)
     response = response_of(error)
-    if response.status_code >= 500:
+    if response.status_code == 503:
+        # Expected, though not the caller's fault: the operator learns what, in one line.
+        cause = "" if error.__cause__ is None else type(error.__cause__).__name__
+        _log.warning("http.unavailable", code=error.code, reason=error.message, cause=cause)
+    elif response.status_code >= 500:
         _log.error("http.failed", code=error.code, exc_info=error)
     return response
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from corral.api.errors import internal_error_response, response_of
@@ -66,7 +67,8 @@ class BodyLimit:
                 if received > limit:
                     is_refused = True
                     if not has_answer:
-                        await _drain(receive)
+                        if message.get("more_body", False):  # Else nothing follows, and waiting for it would take long.
+                            await _drain(receive)
                         await response_of(BodyTooLarge(limit))(scope, receive, send)
                     # For whoever reads the body the client is gone: it stops, and its answer is dropped below.
                     return {"type": "http.disconnect"}
@@ -129,6 +131,8 @@ class Outermost:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass  # Nobody is there to be answered, or BodyLimit has answered: neither is a failure of ours.
         except Exception as error:
             _log.error("http.failed", method=scope["method"], route=_route_of(scope), exc_info=error)
             if status == 0:

@@ -23,7 +23,7 @@ from corral.api.migrate import migrate
 from corral.core.clock import SystemClock
 from corral.core.ids import TimeOrderedIds
 from corral.core.randomness import SystemRandomness
-from corral.devices import AgentDesk
+from corral.devices import AgentDesk, begin_epoch
 from corral.identity import Person, make_first_operator
 from corral.market import Prices
 from corral.platform.database import Database
@@ -95,6 +95,19 @@ def initialise(settings: ServerSettings, operator: str) -> tuple[Person, str]:
     load_master_key(settings.data_dir, SystemRandomness(), file=_master_key_file())
     with database_server(settings) as (url, _):
         return asyncio.run(_initialise(url, operator))
+
+
+def begin_epoch_after_restore(settings: ServerSettings) -> int:
+    """
+    Starts a new epoch in a database that was restored from a backup; returns it.
+
+    Hosts have seen higher revisions than the backup knows, and would take everything that it says for stale.
+
+    Raises:
+        CorralError: the database could not be reached or started.
+    """
+    with database_server(settings) as (url, _):
+        return asyncio.run(_begin_epoch(url))
 
 
 @contextmanager
@@ -226,6 +239,16 @@ async def _initialise(url: str, operator: str) -> tuple[Person, str]:
     finally:
         await database.dispose()
     return person, secret
+
+
+async def _begin_epoch(url: str) -> int:
+    await migrate(url)
+    database = Database(url, connections_max=1)
+    try:
+        async with database.transaction() as tx:
+            return await begin_epoch(tx)
+    finally:
+        await database.dispose()
 
 
 class _Server(uvicorn.Server):

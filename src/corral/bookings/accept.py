@@ -9,10 +9,18 @@ from corral.bookings.errors import BookingConflict
 from corral.core.errors import invariant
 from corral.core.ids import BookingId, IdSource, LineId, PersonId, QuoteId
 from corral.platform.database import Tx
+from corral.platform.settings import ServerSettings
 
 
 async def accept(
-    tx: Tx, *, booking_id: BookingId, quote_id: QuoteId, renter_id: PersonId, now: datetime, ids: IdSource
+    tx: Tx,
+    *,
+    booking_id: BookingId,
+    quote_id: QuoteId,
+    renter_id: PersonId,
+    settings: ServerSettings,
+    now: datetime,
+    ids: IdSource,
 ) -> Booking:
     """
     Books a quote. The same booking id again returns the first booking and does nothing.
@@ -50,7 +58,8 @@ async def accept(
         return _same(earlier, quote_id, renter_id)
     lines = [new_line(new, quoted, slot=slot, position=0, ids=ids) for slot, quoted in enumerate(quote.lines)]
     await store.add_lines(tx, lines)
-    await devices.take(tx, sorted((line.device_id, line.id) for line in lines), now)
+    wanted = sorted((line.device_id, line.id) for line in lines)
+    await devices.take(tx, wanted, now, offline_after_s=settings.host_offline_after_s)
     await ledger.hold(
         tx,
         transfer_id(booking_id, 1, "hold"),

@@ -12,6 +12,7 @@ from corral.bookings.errors import BookingOver
 from corral.core.errors import invariant
 from corral.core.ids import BookingId, IdSource, LineId
 from corral.platform.database import Tx
+from corral.platform.settings import ServerSettings
 
 
 async def begin(tx: Tx, booking_id: BookingId, *, t1: datetime) -> Booking:
@@ -41,7 +42,9 @@ async def begin_line(tx: Tx, line_id: LineId, *, at: datetime) -> None:
     await store.change_lines(tx, [line_id], from_at=max(at, earliest))
 
 
-async def replace_line(tx: Tx, line_id: LineId, new: market.QuotedLine, *, now: datetime, ids: IdSource) -> Line:
+async def replace_line(
+    tx: Tx, line_id: LineId, new: market.QuotedLine, *, settings: ServerSettings, now: datetime, ids: IdSource
+) -> Line:
     """
     Ends a line whose device is lost and hires another in its place, at no higher rate. Said again: the first successor.
 
@@ -62,7 +65,8 @@ async def replace_line(tx: Tx, line_id: LineId, new: market.QuotedLine, *, now: 
     ended_at = None if line.from_at is None else max(now, line.from_at)
     await store.change_lines(tx, [line_id], state="replaced", to_at=ended_at)
     await store.add_lines(tx, [successor])
-    await devices.take(tx, [(successor.device_id, successor.id)], now)
+    wanted = [(successor.device_id, successor.id)]
+    await devices.take(tx, wanted, now, offline_after_s=settings.host_offline_after_s)
     return successor
 
 

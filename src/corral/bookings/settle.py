@@ -81,7 +81,7 @@ async def _finish(tx: Tx, booking: Booking, state: BookingState, reason: str, no
         purse = await pay(tx, booking, lines, charges_of(booking, lines, outages, until=ended_at, is_final=True), now)
         served = [line.id for line in lines if line.state == "active" and line.from_at is not None]
         await store.change_lines(tx, active, state="ended")
-        await store.change_lines(tx, served, to_at=ended_at)
+        await store.end_lines(tx, served, ended_at)
     await purse.release(tx)
     await store.change(
         tx, booking.id, state=state.value, ended_at=ended_at, settled_at=now, reason=reason, movements=purse.movements

@@ -82,6 +82,18 @@ async def change_lines(tx: Tx, line_ids: Collection[LineId], **columns: Any) -> 
         await tx.execute(update(booking_line).where(booking_line.c.id.in_(list(line_ids))).values(**columns))
 
 
+async def end_lines(tx: Tx, line_ids: Collection[LineId], ended_at: datetime) -> None:
+    """
+    Ends lines whose booking is locked, none before it began.
+
+    `ended_at` may be the earlier one: who ends a booking read the clock before it waited for the lock, in which a
+    replacement began.
+    """
+    if line_ids:
+        at = func.greatest(booking_line.c.from_at, literal(ended_at, Instant))
+        await tx.execute(update(booking_line).where(booking_line.c.id.in_(list(line_ids))).values(to_at=at))
+
+
 async def outages_of(tx: Tx, booking_id: BookingId) -> dict[LineId, tuple[Outage, ...]]:
     """When the lines of a booking did not serve."""
     rows = await tx.execute(

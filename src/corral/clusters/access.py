@@ -33,7 +33,7 @@ async def make_ticket(
     """Makes a ticket, which works once; returns its text, which is stored nowhere, and its expiry."""
     secret = _new_secret(randomness)
     expires_at = now + timedelta(seconds=expiry_s)
-    await tx.execute(sa.delete(ticket).where(ticket.c.expires_at < now - timedelta(days=1)))
+    await tx.execute(sa.delete(ticket).where(ticket.c.cluster_id == cluster_id, ticket.c.expires_at <= now))
     await tx.execute(
         sa.insert(ticket).values(
             secret_hash=_hash(secret), cluster_id=cluster_id, person_id=person_id, key_id=key_id, expires_at=expires_at
@@ -103,6 +103,8 @@ async def _by_ticket(
     found = redeemed.one_or_none()
     if found is None or not await identity.key_is_valid(tx, KeyId(found.key_id), now):
         return _refused("the ticket is unknown, used or expired")
+    over = (web_session.c.cluster_id == row.id) & (web_session.c.expires_at <= now)
+    await tx.execute(sa.delete(web_session).where(over))
     session = _new_secret(randomness)
     expires_at = now + timedelta(seconds=settings.session_expiry_s)
     await tx.execute(

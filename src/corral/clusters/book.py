@@ -7,7 +7,7 @@ from itertools import groupby
 import sqlalchemy as sa
 
 from corral import bookings, devices, mesh
-from corral.clusters.errors import ClusterNameTaken, GatewayUnavailable
+from corral.clusters.errors import ClusterNameTaken, GatewayUnavailable, ImageUnavailable
 from corral.clusters.gateway_choice import choose_gateway
 from corral.clusters.sizes import RaySize, ray_size
 from corral.clusters.states import ClusterState
@@ -21,6 +21,7 @@ from corral.protocol.addresses import leaf_address, node_address
 
 CLUSTER_PREFIX = "cl"
 NODE_PREFIX = "nd"
+WORK_IMAGE = "corral-ray"
 LEAF_SIZE = RaySize(0, 0, 0)
 
 
@@ -33,16 +34,24 @@ async def book(
     Raises:
         QuoteUnknown, QuoteExpired, BookingConflict: there is no such quote, or the id is used.
         ClusterNameTaken: a living cluster has the name. Roll back.
-        GatewayUnavailable: none could serve it. Roll back.
+        GatewayUnavailable, ImageUnavailable: none could serve it, or hosts could not run it. Roll back.
         DeviceTaken, InsufficientCredit: somebody was faster, or the credit is not enough. Roll back.
     """
     booking = await bookings.accept(
-        tx, booking_id=booking_id, quote_id=quote_id, renter_id=renter_id, now=now, ids=platform.ids
+        tx,
+        booking_id=booking_id,
+        quote_id=quote_id,
+        renter_id=renter_id,
+        settings=platform.settings,
+        now=now,
+        ids=platform.ids,
     )
     earlier = await tx.execute(sa.select(cluster.c.id).where(cluster.c.booking_id == booking_id))
     found = earlier.scalar_one_or_none()
     if found is not None:
         return ClusterId(found)
+    if WORK_IMAGE not in platform.images:
+        raise ImageUnavailable(WORK_IMAGE)
     await _check_name(tx, booking.name)
     gateway = await choose_gateway(tx, platform.settings, now)
     if gateway is None:

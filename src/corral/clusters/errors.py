@@ -45,6 +45,19 @@ class GatewayUnavailable(ClustersError):
         )
 
 
+class ImageUnavailable(ClustersError):
+    """The control plane was started without the digest of an image that clusters run."""
+
+    code = "image_unavailable"
+
+    def __init__(self, image: str) -> None:
+        super().__init__(
+            f"this control plane knows no image {image}; nothing was booked or charged",
+            hint="its operator starts it with --images",
+            image=image,
+        )
+
+
 class ClusterNotReady(ClustersError):
     """The cluster cannot be entered in its present state."""
 

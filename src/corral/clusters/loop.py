@@ -25,9 +25,6 @@ from corral.core.ids import BookingId, ClusterId, HostId
 from corral.platform.database import Tx
 from corral.platform.http import Platform
 
-POLL_S = 1.0
-"""Each living cluster is looked at this often, nudged or not: what only time changes is seen by this."""
-
 CLAIM_S = 30.0
 """A reconciler that died holds its clusters no longer than this."""
 
@@ -45,7 +42,9 @@ async def run(platform: Platform, prices: market.Prices, stop: asyncio.Event) ->
     failing = False
     with platform.nudges.listen(WORK_TOPIC) as nudge:
         while not stop.is_set():
-            await nudge.wait(POLL_S)  # Clears the nudge; what changes from here on wakes the next turn.
+            await nudge.wait(
+                platform.settings.poll_s
+            )  # Clears the nudge; what changes from here on wakes the next turn.
             try:
                 while await reconciler.turn() == CLAIMS_MAX and not stop.is_set():
                     pass
@@ -63,6 +62,8 @@ class Reconciler:
         self._platform = platform
         self._prices = prices
         self._serving_since = platform.clock.now()
+        self._unsettled: dict[BookingId, datetime] = {}
+        """Bookings that could not be settled, and when each is tried again."""
 
     async def turn(self) -> int:
         """Looks once at every cluster that is due, and settles what is due; returns how many were claimed."""
@@ -70,7 +71,8 @@ class Reconciler:
         token = self._platform.ids.new("cm")
         now = self._platform.clock.now()
         async with self._platform.database.transaction() as tx:
-            claimed = await claim(tx, token, now, claim_s=CLAIM_S, count_max=CLAIMS_MAX, poll_s=POLL_S)
+            poll_s = self._platform.settings.poll_s
+            claimed = await claim(tx, token, now, claim_s=CLAIM_S, count_max=CLAIMS_MAX, poll_s=poll_s)
         for cluster_id in claimed:
             await self._look(cluster_id, token)
         return len(claimed)
@@ -129,9 +131,19 @@ class Reconciler:
         now = self._platform.clock.now()
         async with self._platform.database.transaction() as tx:
             due = await bookings.due_to_settle(tx, now)
+        self._unsettled = {booking_id: at for booking_id, at in self._unsettled.items() if booking_id in due}
         for booking_id in due:
-            async with self._platform.database.transaction() as tx:
-                await settle_one(tx, booking_id, now)
+            if now < self._unsettled.get(booking_id, now):
+                continue
+            try:
+                async with self._platform.database.transaction() as tx:
+                    await settle_one(tx, booking_id, now)
+            except (DBAPIError, OSError):
+                raise  # Nothing can be done about any booking.
+            except Exception as error:  # One booking that does not add up must not keep the others from their money.
+                if booking_id not in self._unsettled:
+                    _log.error("booking.settle_failed", booking_id=booking_id, exc_info=error)
+                self._unsettled[booking_id] = now + timedelta(seconds=BACKOFF_S_MAX)
 
 
 async def settle_one(tx: Tx, booking_id: BookingId, now: datetime) -> None:

@@ -85,9 +85,9 @@ async def show_cluster(
 @router.delete("/{name_or_id}")
 async def end_cluster(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.Cluster:
     """Ends a cluster; its bill is final at once. Again, it changes nothing."""
-    now = platform.clock.now()
     async with platform.database.transaction() as tx:
         row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        now = platform.clock.now()  # Under the lock: what it waited for happened before.
         await end_by_renter(tx, ClusterId(row.id), now)
         return await cluster_view(tx, await cluster_row(tx, ClusterId(row.id)), now)
 
@@ -97,9 +97,9 @@ async def extend_cluster(
     name_or_id: str, body: api.ExtendRequest, caller: CallerDep, platform: PlatformDep
 ) -> api.Cluster:
     """Books more hours at the same rates; at most as dear as the caller allows."""
-    now = platform.clock.now()
     async with platform.database.transaction() as tx:
         row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        now = platform.clock.now()
         if ClusterState(row.state) not in LIVING:
             raise ClusterOver(row.name, row.state)
         await bookings.extend(

@@ -7,6 +7,7 @@ import msgspec
 import sqlalchemy as sa
 
 from corral import bookings, devices, mesh
+from corral.clusters.book import WORK_IMAGE
 from corral.clusters.store import WORK_TOPIC, change, lock_clusters
 from corral.clusters.tables import cluster, node, node_line
 from corral.core.errors import invariant
@@ -98,8 +99,8 @@ class ClusterSource:
     def _node_spec(
         self, row: Any, spec: MeshSpec, head_address: str, keys: tuple[str, ...], stop_after: datetime
     ) -> NodeSpec:
-        image = self._platform.images.get("corral-ray")
-        invariant(image is not None, "the image corral-ray is known before anything is booked")
+        image = self._platform.images.get(WORK_IMAGE)
+        invariant(image is not None, f"the image {WORK_IMAGE} is known before anything is booked")
         return NodeSpec(
             node_id=row.id,
             cluster_id=row.cluster_id,

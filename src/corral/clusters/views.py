@@ -42,7 +42,7 @@ async def cluster_view(tx: Tx, row: Any, now: datetime) -> api.Cluster:
         hours=booking.hours,
         created_at=row.created_at,
         ready_at=row.ready_at,
-        ends_at=bookings.stop_after(booking) if running else None,
+        ends_at=booking.ends_at if running else None,
         ended_at=row.ended_at,
         jobs_url=jobs_url(gateway.gateway_address, row.name) if gateway is not None and is_open else None,
         version=row.version,

@@ -33,6 +33,8 @@ async def read_message(request: Request, decoder: "msgspec.json.Decoder[M]", *, 
             raise BodyTooLarge(limit_bytes)
     try:
         return decoder.decode(body)
+    except RecursionError:  # Of a body that is nested deeper than any message of ours.
+        raise BodyMalformed("the message cannot be read: it is nested too deep") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # A ValidationError is a DecodeError.
         raise BodyMalformed(f"the message cannot be read: {error}") from None
 

@@ -1,6 +1,7 @@
 """Who speaks for a host: tokens that the host signs with its own key."""
 
 import base64
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -8,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from corral.core.ids import HostId
+from corral.core.ids import ID_PATTERN, HostId
 from corral.devices.errors import HostRefused
 from corral.devices.hosts import Host, host_by_id
 from corral.devices.state import Intent
@@ -19,9 +20,10 @@ CLOCK_LEEWAY_S = 60
 """Agents use our time, but a reply may be that old when they read it."""
 
 CACHE_ENTRIES_MAX = 200_000
-"""About 500 bytes each (docs/scale.md): one token of each of 125,000 hosts, and some that are being renewed."""
+"""About 500 bytes each (docs/scale.md): one token of each of 125,000 hosts, and room for more hosts."""
 
 TOKEN_CHARACTERS_MAX = 1024
+_HOST_ID = re.compile(ID_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class HostAuthenticator:
     def __init__(self, audience: str) -> None:
         self.audience = audience
         self._verified: OrderedDict[str, _Verified] = OrderedDict()
+        self._token_of: dict[HostId, str] = {}
 
     async def host_of(self, tx: Tx, authorization: str, now: datetime) -> Host:
         """
@@ -54,21 +57,29 @@ class HostAuthenticator:
         remembered = self._verified.get(token)
         host = await host_by_id(tx, remembered.host_id if remembered else _subject(token))
         if host is None or host.intent is Intent.LEFT:
-            self._verified.pop(token, None)
+            self._forget(token)
             raise HostRefused("this host is not known, or has left")
         if remembered is None or remembered.public_key != host.public_key:
             remembered = self._remember(token, host, now)
         if now >= remembered.expires_at + timedelta(seconds=CLOCK_LEEWAY_S):
-            self._verified.pop(token, None)
+            self._forget(token)
             raise HostRefused("the host's token has expired")
         return host
 
     def _remember(self, token: str, host: Host, now: datetime) -> _Verified:
         verified = _Verified(host.host_id, host.public_key, verify(token, host, self.audience, now))
+        # One token per host: a host that makes ever new ones pushes out none but its own.
+        self._forget(self._token_of.get(host.host_id, ""))
         self._verified[token] = verified
+        self._token_of[host.host_id] = token
         while len(self._verified) > CACHE_ENTRIES_MAX:
-            self._verified.popitem(last=False)
+            self._forget(next(iter(self._verified)))
         return verified
+
+    def _forget(self, token: str) -> None:
+        forgotten = self._verified.pop(token, None)
+        if forgotten is not None and self._token_of.get(forgotten.host_id) == token:
+            del self._token_of[forgotten.host_id]
 
 
 def verify(token: str, host: Host, audience: str, now: datetime) -> datetime:
@@ -112,6 +123,9 @@ def _subject(token: str) -> HostId:
     """The subject that a token claims, unverified: it only tells whose key to verify with."""
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
-    except jwt.InvalidTokenError as error:
+    except (jwt.InvalidTokenError, RecursionError) as error:
         raise HostRefused("the host's token cannot be read") from error
-    return HostId(str(claims.get("sub", "")))
+    subject = str(claims.get("sub", ""))
+    if _HOST_ID.fullmatch(subject) is None:
+        raise HostRefused("the host's token names no host")
+    return HostId(subject)

@@ -1,11 +1,15 @@
 """The control plane's side of the one exchange: stores the report, answers with the desired state."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
+
+import msgspec
+import structlog
 
 from corral.core.ids import HostId, LineId
 from corral.devices.authentication import HostAuthenticator
@@ -26,12 +30,18 @@ from corral.wire.agent import (
     LeafSpec,
     NodeSpec,
     Report,
+    Revision,
     Secrets,
     SignedRoster,
 )
 
 HELD_MAX = 15_000
 """Replies that one process holds at once (docs/scale.md: about 16 KiB each); further ones are answered at once."""
+
+HEARD_MAX = 200_000
+"""Hosts of which a process remembers what it stored last (about 300 bytes each); a forgotten one is stored again."""
+
+_log = structlog.get_logger("corral.devices")
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class AgentDesk:
         self.serving_since = platform.clock.now()
         self.authenticator = HostAuthenticator(audience_of(platform))
         self._source = source
-        self._heard: dict[HostId, Heard] = {}
+        self._heard: OrderedDict[HostId, Heard] = OrderedDict()
         self._superseded: dict[HostId, asyncio.Event] = {}
         self._closing = asyncio.Event()
         self._held = 0
@@ -121,17 +131,19 @@ class AgentDesk:
                 nudge, superseded = stack.enter_context(self._listening(host.host_id))
                 self.presence.heard(host.host_id, now)
                 heard = await self._store(tx, host, report, observed_address, now)
-            self._heard[host.host_id] = heard
+            self._remember(host.host_id, heard)
             deadline = clock.monotonic() + min(report.hold_s, self.platform.settings.exchange_hold_s)
             while True:
                 # The nudge was cleared before this reading, so that a change during it is seen by the next.
-                desired = await self._desired(host.host_id)
                 remaining_s = deadline - clock.monotonic()
-                is_news = desired.revision > report.seen or not desired.saw_hardware
-                if is_news or remaining_s <= 0 or self._closing.is_set() or superseded.is_set():
-                    return desired
-                if self._held >= HELD_MAX:
-                    return desired
+                if (
+                    remaining_s <= 0
+                    or self._closing.is_set()
+                    or superseded.is_set()
+                    or self._held >= HELD_MAX
+                    or await self._has_news(host, report)
+                ):
+                    return await self._desired(host.host_id)
                 if not await self._wait(nudge, superseded, gone, remaining_s):
                     return None
 
@@ -155,6 +167,19 @@ class AgentDesk:
                 task.cancel()
             await asyncio.gather(hung_up, *others, return_exceptions=True)
 
+    async def _has_news(self, host: Host, report: Report) -> bool:
+        """Whether there is something to answer at once: asked far more often than a state has to be assembled."""
+        if host.hardware is None and report.hardware is None:
+            return True
+        async with self.platform.database.transaction() as tx:
+            return await revision_of(tx, host.host_id) > report.seen
+
+    def _remember(self, host_id: HostId, heard: Heard) -> None:
+        self._heard[host_id] = heard
+        self._heard.move_to_end(host_id)
+        while len(self._heard) > HEARD_MAX:
+            self._heard.popitem(last=False)
+
     async def _store(self, tx: Tx, host: Host, report: Report, observed_address: str, now: datetime) -> Heard:
         """Stores the facts of a report that changed; returns what is to be remembered once that is committed."""
         last = self._heard.get(host.host_id)
@@ -163,6 +188,7 @@ class AgentDesk:
             return last
         if not is_unchanged(report, hashed, last):
             await store_host_facts(tx, self.platform.ids, host, report, observed_address, now)
+            report = await _believed(tx, host, report)
             present = await self._source.observe(tx, host, report, now)
             await release_cleaned(tx, host.host_id, report.applied, present, now)
         return Heard(report.sequence, hashed, now)
@@ -202,6 +228,25 @@ class AgentDesk:
         finally:
             if self._superseded.get(host_id) is mine:
                 del self._superseded[host_id]
+
+
+async def _believed(tx: Tx, host: Host, report: Report) -> Report:
+    """
+    The report; as one that has applied nothing, if it claims a revision that was never made.
+
+    Then the host does not tell the truth, or the database was restored without a new epoch: what the lost past told
+    the host may still run there, so nothing on it counts as cleaned.
+    """
+    newest = await revision_of(tx, host.host_id)
+    if report.applied <= newest:
+        return report
+    _log.warning("host.ahead", host_id=host.host_id, applied=_pair(report.applied), newest=_pair(newest))
+    return msgspec.structs.replace(report, applied=Revision(epoch=0, number=0))
+
+
+def _pair(revision: Revision) -> tuple[int, int]:
+    """A revision in a log line."""
+    return revision.epoch, revision.number
 
 
 def audience_of(platform: Platform) -> str:

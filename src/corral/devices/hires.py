@@ -17,9 +17,6 @@ from corral.identity import names_of
 from corral.platform.database import Tx
 from corral.wire.agent import Revision
 
-OFFLINE_AFTER_S = 75.0
-"""Three exchanges of 25 s without a sign of life."""
-
 
 @dataclass(frozen=True, slots=True)
 class RentableDevice:
@@ -50,9 +47,13 @@ class CensusRow:
     count: int
 
 
-async def rentable(tx: Tx, now: datetime) -> list[RentableDevice]:
-    """Devices of active, healthy, online hosts that nobody hires, in the order of their ids."""
-    rows = (await tx.execute(_idle(now).order_by(device.c.id))).all()
+async def rentable(tx: Tx, now: datetime, *, offline_after_s: float) -> list[RentableDevice]:
+    """
+    Devices of active, healthy, online hosts that nobody hires, in the order of their ids.
+
+    `offline_after_s`: silence after which a host is offline, seconds (here and below).
+    """
+    rows = (await tx.execute(_idle(now, offline_after_s).order_by(device.c.id))).all()
     names = await names_of(tx, {PersonId(row.provider_id) for row in rows})
     return [
         RentableDevice(
@@ -74,7 +75,7 @@ async def rentable(tx: Tx, now: datetime) -> list[RentableDevice]:
     ]
 
 
-async def take(tx: Tx, wanted: Sequence[tuple[DeviceId, LineId]], now: datetime) -> None:
+async def take(tx: Tx, wanted: Sequence[tuple[DeviceId, LineId]], now: datetime, *, offline_after_s: float) -> None:
     """
     Hires devices, each for its line: all or none.
 
@@ -84,7 +85,7 @@ async def take(tx: Tx, wanted: Sequence[tuple[DeviceId, LineId]], now: datetime)
         DeviceTaken: some are hired, being cleaned, or no longer offered; the transaction must be rolled back.
     """
     device_ids = [device_id for device_id, _ in wanted]
-    idle = _idle(now).where(device.c.id.in_(device_ids)).order_by(device.c.id)
+    idle = _idle(now, offline_after_s).where(device.c.id.in_(device_ids)).order_by(device.c.id)
     offered = {row.id for row in await tx.execute(idle.with_for_update(of=device, key_share=True))}
     inserted: set[str] = set()
     if offered:
@@ -177,13 +178,13 @@ async def release_cleaned(
     return [LineId(row.line_id) for row in await tx.execute(statement)]
 
 
-async def census(tx: Tx, now: datetime) -> list[CensusRow]:
+async def census(tx: Tx, now: datetime, *, offline_after_s: float) -> list[CensusRow]:
     """How many present devices of each model are in each status, by the same rule as `rentable`."""
     hires = sa.select(hire.c.device_id, hire.c.cleaning_since).where(hire.c.released_at.is_(None)).subquery()
     offered = (
         (host.c.intent == "active")
         & (host.c.health == "ok")
-        & (host_presence.c.last_seen_at > now - timedelta(seconds=OFFLINE_AFTER_S))
+        & (host_presence.c.last_seen_at > now - timedelta(seconds=offline_after_s))
     )
     status = sa.case(
         (hires.c.cleaning_since.is_not(None), "cleaning"),
@@ -218,7 +219,7 @@ async def open_hires(tx: Tx, host_ids: Iterable[HostId]) -> dict[HostId, dict[De
     return found
 
 
-def _idle(now: datetime) -> sa.Select[*tuple[Any, ...]]:
+def _idle(now: datetime, offline_after_s: float) -> sa.Select[*tuple[Any, ...]]:
     """Present devices of hosts that offer them (`state.is_offered`, as SQL) without an open hire."""
     hired = sa.exists().where(hire.c.device_id == device.c.id, hire.c.released_at.is_(None))
     return (
@@ -243,7 +244,7 @@ def _idle(now: datetime) -> sa.Select[*tuple[Any, ...]]:
             host.c.role == "host",
             host.c.intent == "active",
             host.c.health == "ok",
-            host_presence.c.last_seen_at > now - timedelta(seconds=OFFLINE_AFTER_S),
+            host_presence.c.last_seen_at > now - timedelta(seconds=offline_after_s),
             ~hired,
         )
     )

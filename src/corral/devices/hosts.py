@@ -193,10 +193,16 @@ async def let_leave(tx: Tx, now: datetime, *, silent_since: datetime) -> list[Ho
     silent = sa.exists().where(host_presence.c.host_id == host.c.id, host_presence.c.last_seen_at < silent_since)
     hired = sa.exists().where(is_open)
     serving = sa.exists().where(is_open, hire.c.cleaning_since.is_(None))
-    drained = sa.select(host.c.id).where(
-        host.c.intent == Intent.DRAINING.value, sa.or_(~hired, sa.and_(silent, ~serving))
-    )
-    leaving = [HostId(row.id) for row in await tx.execute(drained.with_for_update(skip_locked=True))]
+    is_drained = sa.or_(~hired, sa.and_(silent, ~serving))
+    drained = sa.select(host.c.id).where(host.c.intent == Intent.DRAINING.value, is_drained).order_by(host.c.id)
+    candidates = [row.id for row in await tx.execute(drained.with_for_update(skip_locked=True))]
+    if not candidates:
+        return []
+    # Whoever hires one of their devices at this moment holds its row: wait for that, and look again.
+    rows = sa.select(device.c.id).where(device.c.host_id.in_(candidates)).order_by(device.c.id)
+    await tx.execute(rows.with_for_update())
+    still = sa.select(host.c.id).where(host.c.id.in_(candidates), is_drained).order_by(host.c.id)
+    leaving = [HostId(row.id) for row in await tx.execute(still)]
     if leaving:
         cleaning = sa.select(hire.c.line_id).join(device, device.c.id == hire.c.device_id)
         await tx.execute(

@@ -16,7 +16,7 @@ from corral.devices.hosts import Host
 from corral.devices.state import health_of
 from corral.devices.tables import device, host
 from corral.platform.database import Tx
-from corral.wire.agent import DeviceOffer, Report, encode
+from corral.wire.agent import DeviceOffer, Report, Revision, encode
 
 DEVICE_PREFIX = "dev"
 SKEW_STEP_S = 1.0
@@ -24,6 +24,10 @@ SKEW_STEP_S = 1.0
 
 LATE_S = 30.0
 """A report that arrives within this time after a later one is a late one; afterwards its agent started anew."""
+
+
+REVISION_MAX = 2**62
+"""Above this a number does not fit PostgreSQL's bigint, and no revision ever gets there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ async def store_host_facts(tx: Tx, ids: IdSource, known: Host, report: Report, o
     Raises:
         ReportRefused: it contradicts itself or claims the absurd.
     """
+    if not all(0 <= number <= REVISION_MAX for number in (*_numbers(report.applied), *_numbers(report.seen))):
+        raise ReportRefused("a revision is out of range")
     said = {
         "agent_version": report.agent_version,
         "advertise": report.advertise,
@@ -105,6 +111,10 @@ async def store_host_facts(tx: Tx, ids: IdSource, known: Host, report: Report, o
         await _store_devices(tx, ids, known.host_id, report.devices)
     if changed:
         await tx.execute(sa.update(host).where(host.c.id == known.host_id).values(**changed))
+
+
+def _numbers(revision: Revision) -> tuple[int, int]:
+    return revision.epoch, revision.number
 
 
 async def _store_devices(tx: Tx, ids: IdSource, host_id: HostId, offers: tuple[DeviceOffer, ...]) -> None:

@@ -54,6 +54,7 @@ class Database:
             url,
             pool_size=connections_max,
             max_overflow=0,
+            hide_parameters=True,  # Errors are logged, and what was to be stored is not for logs.
             pool_pre_ping=True,  # A restarted PostgreSQL costs one round trip, not one failed request per connection.
             isolation_level="READ COMMITTED",
             connect_args={

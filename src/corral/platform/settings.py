@@ -34,8 +34,6 @@ class ServerSettings(BaseModel):
         default="https://host.docker.internal:8470", description="where a container on a host reaches the API"
     )
     gateway_domain: str = Field(default="localhost", description="a cluster's web origin is NAME.<this domain>")
-    gateway_port: Annotated[int, Field(gt=0, lt=65536)] = 8471
-    gateway_tls: bool = Field(default=False, description="whether gateways are reached by https")
     prices_file: Path | None = Field(default=None, description="prices.toml; empty: the prices that come with Corral")
     images_file: Path | None = Field(default=None, description="JSON: image name to digest, as scripts/setup writes it")
     log_format: Literal["console", "json"] = "console"
@@ -51,19 +49,17 @@ class ServerSettings(BaseModel):
     quote_expiry_s: Seconds = 300
     exchange_hold_s: Seconds = Field(default=25, description="an agent's reply is held at most this long")
     host_offline_after_s: Seconds = 75
-    join_token_expiry_s: Seconds = 900
-    host_token_expiry_s_max: Seconds = 900
     liveness_flush_s: Seconds = 1
     node_start_s: Seconds = Field(default=60, description="a node that is not up by then is replaced, once")
     cluster_start_s: Seconds = Field(default=180, description="a start that is not ready by then fails as a whole")
     orphan_grace_s: Seconds = 60
-    hold_hours_max: Positive = Field(default=24, description="hours ahead that are held")
+    hold_hours_max: Annotated[int, Field(ge=2)] = Field(
+        default=24, description="hours ahead that are held; more are held at each full hour, so that one is not enough"
+    )
     fee_basis_points: Annotated[int, Field(ge=0, le=10_000)] = Field(default=500, description="the network's share")
-    late_evidence_s: Seconds = Field(default=24 * 3600, description="what was not delivered stays held this long")
     ticket_expiry_s: Seconds = Field(default=60, description="a browser's one-time way into a cluster's pages")
     session_expiry_s: Seconds = Field(default=12 * 3600, description="a browser's session on a cluster's origin")
-    wait_s_max: Seconds = Field(default=25, description="longest `wait_s` of a request that waits for a change")
-    poll_s: Seconds = Field(default=5, description="reconcilers look this often, nudged or not")
+    poll_s: Seconds = Field(default=1, description="reconcilers look this often, nudged or not")
 
 
 def default_data_dir() -> Path:

@@ -14,8 +14,10 @@ from enum import StrEnum
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from corral.core.clock import Clock
+from corral.core.ids import HostId
 from corral.core.units import GIB
 from corral.devices import AgentDesk, DevicesError
 from corral.protocol.roster import Roster, accept, payload_hash
@@ -127,6 +129,8 @@ class SimulatedHost:
         self.seen = Revision(epoch=0, number=0)
         self.desired: Desired | None = None
         self._sequence = 0
+        self._must_tell_hardware = True
+        self._said: Report | None = None
         self._late: list[Report] = []
         world.hosts.append(self)
 
@@ -153,12 +157,29 @@ class SimulatedHost:
         claims = {"sub": self.host_id, "aud": self.audience, "iat": now, "exp": now + timedelta(seconds=life_s)}
         return jwt.encode(claims, self.private_key, algorithm="EdDSA")
 
-    async def turn(self) -> None:
-        """One exchange and what follows from it: reports, receives, converges by one step."""
+    def restart_agent(self) -> None:
+        """The agent starts anew: it adopts its nodes, counts from one again and has received nothing."""
+        self._sequence, self._must_tell_hardware, self._said = 0, True, None
+        self.applied = self.seen = Revision(epoch=0, number=0)
+        self.desired = None
+
+    async def turn(self, *, is_nudged: bool = True) -> None:
+        """
+        One exchange and what follows from it: reports, receives, converges by one step.
+
+        With nothing new on either side (`is_nudged` says whether there is on the other) the reply that a real agent
+        waits for would just be held: such a turn is only a sign of life.
+        """
         if self.is_down:
             return
         chance = self.world.randomness
         report = self.report()
+        if not is_nudged and not self._late and not self._has_news(report):
+            self._sequence -= 1
+            self.desk.presence.heard(HostId(self.host_id), self.world.clock.now())
+            if self.desired is not None:
+                self.converge(self.desired)
+            return
         if chance.random() < self.repeats:
             self._late.append(report)
         if self._late and chance.random() < 0.5:
@@ -166,8 +187,11 @@ class SimulatedHost:
         if chance.random() < self.loss:
             return  # The report never arrives.
         desired = await self._exchange(report)
+        if desired is not None:
+            self._said = report
         if desired is not None and chance.random() >= self.loss:
             self.seen = desired.revision
+            self._must_tell_hardware = not desired.saw_hardware
             self.converge(desired)
         elif self.desired is not None:
             self.converge(self.desired)
@@ -182,12 +206,23 @@ class SimulatedHost:
             hold_s=0,
             agent_version="simulated",
             wall_clock=self.world.clock.now(),
-            hardware=self._hardware(),
-            devices=self._devices(),
-            checks=(Check(rule="memory", outcome="pass", value="64 GiB", need="12 GB"),),
+            hardware=self._hardware() if self._must_tell_hardware else None,
+            devices=self._devices() if self._must_tell_hardware else None,
+            checks=(Check(rule="memory", outcome="pass", value="64 GiB", need="12 GB"),)
+            if self._must_tell_hardware
+            else None,
             nodes=tuple(self._node_report(node) for node in self.nodes.values()),
             gateway_address="http://127.0.0.1:8471" if self.role == "gateway" else "",
         )
+
+    def _has_news(self, report: Report) -> bool:
+        """Whether it says more than its last one that arrived did; traffic alone is not worth a message."""
+
+        def facts(one: Report) -> Report:
+            quiet = tuple(replace(node, received_bytes=0, sent_bytes=0) for node in one.nodes)
+            return replace(one, sequence=0, seen=one.applied, wall_clock=None, nodes=quiet)
+
+        return self._said is None or facts(self._said) != facts(report)
 
     def converge(self, desired: Desired) -> None:
         """Makes what should be here, ends what should not, and lets each node come one step further."""

@@ -58,6 +58,7 @@ class Town:
             booking_id=BookingId(booking_id or self.ids.new("bk")),
             quote_id=quote_id,
             renter_id=renter or self.renter,
+            settings=self.settings,
             now=now,
             ids=self.ids,
         )
