@@ -50,16 +50,11 @@ def main() -> int:
     options = parser.parse_args()
     pairs = options.pairs or (PAIRS_QUICK if options.quick else PAIRS)
     images = json.loads((ROOT / ".cache/images.json").read_text())
-    cores, memory_gib = slice_size()
+    cores, _ = slice_size()
     ours: list[tuple[float, float]] = []
     bare: list[tuple[float, float]] = []
     with LocalNetwork(images=images) as network:
-        for name in ("ada", "ben", "cleo"):
-            network.join(network.sign_up(name), f"{name}-host", cores=cores, memory_gib=memory_gib)
-        operator = network.people["operator"]
-        network.join(operator, "gate", cores=0.1, memory_gib=0.5, role="gateway")
-        renter = network.sign_up("rae")
-        network.corral(operator, "credit", "add", "rae", "1000")
+        renter = network.furnish()
         with network.client(renter) as client:
             for pair in range(pairs):
                 ours.append(corral_start(client))

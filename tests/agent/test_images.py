@@ -32,7 +32,9 @@ class Engine:
 async def test_images_are_pulled_once_and_the_missing_are_told_of() -> None:
     """A registry's image is brought here; a bare digest is a note; what failed is tried again a quarter later."""
     engine, clock = Engine(), FakeClock()
-    store = ImageStore(engine, clock)
+    told: list[tuple[str, ...] | None] = []
+    store = ImageStore(engine, clock, lambda: told.append(store.missing))
+    assert store.missing is None
     running = asyncio.create_task(store.run())
     public, absent = f"ghcr.io/corral/ray@{DIGEST}", f"docker.io/corral/net@{DIGEST}"
     engine.gone.add(absent)
@@ -41,6 +43,7 @@ async def test_images_are_pulled_once_and_the_missing_are_told_of() -> None:
     assert engine.pulled == [public, absent]
     assert [note for note in store.notes() if DIGEST in note and "no registry is named" in note]
     assert len(store.notes()) == 2
+    assert store.missing == (absent, DIGEST)
     store.want((public, absent, DIGEST))
     await clock.run_for(RETRY_S - 1)
     assert engine.pulled == [public, absent]
@@ -48,7 +51,9 @@ async def test_images_are_pulled_once_and_the_missing_are_told_of() -> None:
     engine.here.add(DIGEST)
     await clock.run_for(2)
     assert engine.pulled == [public, absent, absent]
+    assert told == [(public, absent, DIGEST), (absent, DIGEST), (absent,), ()]
     assert store.notes() == ()
+    assert store.missing == ()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

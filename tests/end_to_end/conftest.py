@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from corral.sdk import Client
-from corral.testing.local_network import LocalNetwork, slice_size
+from corral.testing.local_network import LocalNetwork
 from corral.wire import api
 
 ROOT = Path(__file__).parents[2]
-HOSTS = {"ada": "ada-host", "ben": "ben-host", "cleo": "cleo-host"}
 CLUSTER = "endtoend"
 
 
@@ -22,13 +21,8 @@ CLUSTER = "endtoend"
 def network() -> Iterator[LocalNetwork]:
     """A control plane, three hosts of three providers, a gateway, and a renter with credit."""
     images = json.loads((ROOT / ".cache/images.json").read_text())
-    cores, memory_gib = slice_size()
     with LocalNetwork(images=images) as made:
-        for provider, host in HOSTS.items():
-            made.join(made.sign_up(provider), host, cores=cores, memory_gib=memory_gib)
-        made.join(made.people["operator"], "gate", cores=0.1, memory_gib=0.5, role="gateway")
-        made.sign_up("rae")
-        made.corral(made.people["operator"], "credit", "add", "rae", "50")
+        made.furnish()
         yield made
 
 

@@ -7,6 +7,7 @@ that only this machine could have (a bare digest) is looked for and, if it is mi
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -44,8 +45,11 @@ class Puller(Protocol):
 class ImageStore:
     """Brings the wished images to this host, one after the other."""
 
-    def __init__(self, engine: Puller, clock: Clock) -> None:
-        self._engine, self._clock = engine, clock
+    def __init__(self, engine: Puller, clock: Clock, told: Callable[[], None] = lambda: None) -> None:
+        """`told` is called whenever `missing` may have changed."""
+        self._engine, self._clock, self._told = engine, clock, told
+        self.missing: tuple[str, ...] | None = None
+        """Wished images that are not here; None before anything was wished and looked for."""
         self._wanted: tuple[str, ...] = ()
         self._nudge = asyncio.Event()
         self._notes: dict[str, str] = {}
@@ -78,6 +82,7 @@ class ImageStore:
             self._note("", f"images could not be looked for: {error.message}")
             return
         self._notes = {image: note for image, note in self._notes.items() if image in missing}
+        self._lacks(missing)
         for image in missing:
             if (reason := why_not_pulled(image)) is not None:
                 self._note(image, reason)
@@ -92,6 +97,12 @@ class ImageStore:
             else:
                 self._notes.pop(image, None)
                 _log.info("image.pulled", image=image)
+                self._lacks([one for one in self.missing or () if one != image])
+
+    def _lacks(self, missing: list[str]) -> None:
+        if self.missing != tuple(missing):
+            self.missing = tuple(missing)
+            self._told()
 
     def _note(self, image: str, text: str) -> None:
         if self._notes.get(image) != text:

@@ -111,7 +111,7 @@ class Agent:
         self._told_machine: Machine | None = None
         self._readiness: dict[str, Readiness] = {}
         self._expected: dict[str, frozenset[str]] = {}
-        self._images = ImageStore(engine, clock)
+        self._images = ImageStore(engine, clock, self._images_told)
         self._refused_document = ""
 
     async def run(self) -> None:
@@ -191,13 +191,23 @@ class Agent:
         self._expected = {cluster: _addresses(roster.payload) for cluster, roster in desired.rosters.items()}
         self._images.want(desired.prefetch)
 
+    def _images_told(self) -> None:
+        if self._machine.lack_images(self._images.missing):
+            self._tells_machine = True
+            self._keeper.changed.set()
+
     async def _watch_machine(self) -> None:
         known_cpu, tun_error = None, None  # the first look is a thorough one
         while True:
             await self._clock.sleep(HARDWARE_PERIOD_S)
             try:
                 found = await Machine.look(
-                    self._settings, self._engine, self._time, known_cpu=known_cpu, tun_error=tun_error
+                    self._settings,
+                    self._engine,
+                    self._time,
+                    known_cpu=known_cpu,
+                    tun_error=tun_error,
+                    missing_images=self._images.missing,
                 )
             except (CorralError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 _log.warning("hardware.unknown", reason=str(error))

@@ -44,6 +44,7 @@ class Machine:
         *,
         known_cpu: Cpu | None = None,
         tun_error: str | None = None,
+        missing_images: tuple[str, ...] | None = None,
     ) -> "Machine":
         """The machine as it is now; the tunnel test is made only where its result is not handed in."""
         facts = await engine.facts()
@@ -57,6 +58,7 @@ class Machine:
             engine=facts,
             tun_error=tried if tun_error is None else tun_error,
             clock_skew_s=time.skew_s(),
+            missing_images=missing_images,
         )
         return cls(
             found=found,
@@ -71,8 +73,15 @@ class Machine:
 
     def compare_clock(self, skew_s: float | None) -> bool:
         """Judges this machine's clock anew; whether the table says something else now."""
+        return self._judge(dataclasses.replace(self._found, clock_skew_s=skew_s))
+
+    def lack_images(self, missing: tuple[str, ...] | None) -> bool:
+        """Takes down which images are missing; whether the table says something else now."""
+        return self._judge(dataclasses.replace(self._found, missing_images=missing))
+
+    def _judge(self, found: RequirementFacts) -> bool:
         before = self.essence
-        self._found = dataclasses.replace(self._found, clock_skew_s=skew_s)
+        self._found = found
         self.checks = check_requirements(self._found, development=self._development)
         return self.essence != before
 

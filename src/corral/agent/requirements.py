@@ -2,7 +2,7 @@
 The requirement table: what a host must be able to do, what was found, and what to do about it.
 
 Pure: the facts come in, rows come out. In development a failing row is shown as `relaxed` and the host may join, except
-for what nothing would work without (the engine and the tunnel device).
+for what nothing would work without (the engine, the tunnel device, the images).
 """
 
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ class RequirementFacts:
     """Empty: a container could make and remove a tunnel interface; else why not; None: not tried."""
     clock_skew_s: float | None = None
     """The host's wall clock less the control plane's, seconds."""
+    missing_images: tuple[str, ...] | None = None
+    """Images that nodes need and this host lacks; None: not looked for, because nobody has named them yet."""
 
 
 def check_requirements(facts: RequirementFacts, *, development: bool) -> tuple[Check, ...]:
@@ -41,6 +43,7 @@ def check_requirements(facts: RequirementFacts, *, development: bool) -> tuple[C
         _engine(facts),
         _tun(facts),
         _limits(facts),
+        _images(facts),
         _clock(facts),
         _not_measured("download", f"{DOWNLOAD_MBIT_WISHED} Mbit/s, at least {DOWNLOAD_MBIT_MIN}"),
         _not_measured("upload", f"{UPLOAD_MBIT_MIN} Mbit/s"),
@@ -54,7 +57,7 @@ def failing(checks: tuple[Check, ...]) -> tuple[Check, ...]:
     return tuple(check for check in checks if check.outcome == "fail")
 
 
-_NEVER_RELAXED = frozenset({"engine", "tun"})
+_NEVER_RELAXED = frozenset({"engine", "tun", "images"})
 
 
 def _relaxed(row: Check) -> Check:
@@ -140,6 +143,19 @@ def _limits(facts: RequirementFacts) -> Check:
         value=f"none on {', '.join(missing)}" if missing else "all supported",
         need=need,
         remedy="enable the cpu, memory and pids control groups (kernel options `cgroup_enable=memory swapaccount=1`)",
+    )
+
+
+def _images(facts: RequirementFacts) -> Check:
+    need = "the images of nodes"
+    if facts.missing_images is None:
+        return Check(rule="images", outcome="not_measured", value="not looked for yet", need=need)
+    return _row(
+        "images",
+        not facts.missing_images,
+        value=f"missing: {', '.join(facts.missing_images)}" if facts.missing_images else "all here",
+        need=need,
+        remedy="wait while they are pulled; those that no registry has, load with `docker load`",
     )
 
 

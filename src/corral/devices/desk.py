@@ -202,7 +202,8 @@ class AgentDesk:
                 raise HostRefused("this host is not known")
             parts = await self._source.desired_for(tx, host_id)
         images = self.platform.images
-        wanted = ("corral-net",) if host.role == "gateway" else ("corral-net", "corral-ray")
+        # The image of pause, mesh and web is named by the agent's own; a gateway runs no Ray.
+        wanted = () if host.role == "gateway" else ("corral-ray",)
         return Desired(
             revision=revision,
             server_time=self.platform.clock.now(),

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import httpx
 from corral.sdk import Client, config
 
 START_TIMEOUT_S = 60
-JOIN_TIMEOUT_S = 90
+PROVIDERS = ("ada", "ben", "cleo")
 
 
 class LocalNetworkFailed(Exception):
@@ -156,6 +157,28 @@ class LocalNetwork:
         """A slice of this machine joins as a host or gateway of `owner`."""
         self.hosts[name] = f"{self.prefix}-{name}"
         self.corral(owner, *self.join_arguments(name, cores=cores, memory_gib=memory_gib, role=role))
+
+    def furnish(self) -> PersonHome:
+        """
+        Three hosts of three providers (ada, ben, cleo) and a gateway join at the same time; a renter gets credit.
+
+        Returns:
+            The renter.
+        """
+        cores, memory_gib = slice_size()
+        for provider in PROVIDERS:
+            self.sign_up(provider)
+        operator = self.people["operator"]
+        with ThreadPoolExecutor(len(PROVIDERS) + 1) as pool:
+            joins = [pool.submit(self.join, operator, "gate", cores=0.1, memory_gib=0.5, role="gateway")]
+            for provider in PROVIDERS:
+                owner, host = self.people[provider], f"{provider}-host"
+                joins.append(pool.submit(self.join, owner, host, cores=cores, memory_gib=memory_gib))
+            renter = self.sign_up("rae")
+            self.corral(operator, "credit", "add", renter.name, "1000")
+            for join in joins:
+                join.result()
+        return renter
 
     def corral(self, person: PersonHome, *arguments: str, standard_input: str | None = None) -> str:
         """

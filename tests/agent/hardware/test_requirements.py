@@ -17,7 +17,7 @@ def an_engine(**changes) -> EngineFacts:
 def facts(**changes) -> RequirementFacts:
     values = {
         "memory_bytes": 64 * GB, "disk_free_bytes": 900 * GB, "engine": an_engine(), "tun_error": "",
-        "clock_skew_s": 0.5,
+        "clock_skew_s": 0.5, "missing_images": (),
     }  # fmt: skip
     return RequirementFacts(**(values | changes))
 
@@ -54,6 +54,13 @@ def test_development_relaxes_visibly_but_not_what_nothing_works_without():
     assert found["engine"] == found["tun"] == "fail"
     [memory, *_] = check_requirements(bad, development=True)
     assert memory.remedy
+
+
+def test_a_host_without_the_images_of_nodes_is_kept_out_in_development_too():
+    """A start there would fail; before anybody named the images, the row says so and keeps nobody out."""
+    [row] = failing(check_requirements(facts(missing_images=("sha256:ab",)), development=True))
+    assert (row.rule, row.value) == ("images", "missing: sha256:ab")
+    assert outcomes(facts(missing_images=None))["images"] == "not_measured"
 
 
 def test_a_wrong_clock_is_shown_and_keeps_no_host_out():
