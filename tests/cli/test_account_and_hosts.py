@@ -173,3 +173,12 @@ def test_foreign_control_plane_gets_no_stored_key(corral: Corral, control_plane:
         patch.delenv("CORRAL_API_KEY")
         assert corral("whoami").code == 2
     assert control_plane.requests == []
+
+
+def test_word_that_cannot_be_a_name_is_wrong_usage_everywhere(corral: Corral, matches_snapshot: Compare) -> None:
+    """Said before anything is sent, in the same words."""
+    matches_snapshot(
+        corral("signup", "Dora"),
+        corral("up", "--cpu", "1", "--name", "my_cluster"),
+        corral("host", "join", "--name", "-x"),
+    )

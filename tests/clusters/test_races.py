@@ -52,7 +52,8 @@ async def test_an_end_that_was_asked_for_before_a_replacement_joined_still_ends_
 
 
 def _quoted(line: bookings.Line) -> market.QuotedLine:
-    return market.QuotedLine(**{name: getattr(line, name) for name in market.QuotedLine.__dataclass_fields__})
+    fields = [name for name in market.QuotedLine.__dataclass_fields__ if name != "development"]
+    return market.QuotedLine(**{name: getattr(line, name) for name in fields}, development=False)
 
 
 async def test_down_by_many_and_extensions_at_once_end_in_one_exact_bill(network: Network) -> None:

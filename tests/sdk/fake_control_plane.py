@@ -246,6 +246,7 @@ class FakeControlPlane:
                 cores=1,
                 memory_bytes=2 * 2**30,
                 rate_uc_per_hour=RATE_UC,
+                development=number == 1,
                 is_head=number == 0,
             )
             for number in range(nodes)

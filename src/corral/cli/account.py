@@ -7,6 +7,7 @@ import typer
 
 from corral.cli.output import JsonOption, UsageProblem, confirm, is_json, put, put_json, say, table, usd
 from corral.cli.session import client
+from corral.cli.wishes import checked_name
 
 UrlOption = Annotated[str | None, typer.Option("--url", help="Address of the control plane.", metavar="URL")]
 FingerprintOption = Annotated[
@@ -27,6 +28,7 @@ def signup(
     from corral.sdk.client import Client
     from corral.sdk.enrolment import establish_trust
 
+    checked_name(name)
     path = config.config_path()
     stored = config.load(path)
     if stored.api_key is not None and not replace:

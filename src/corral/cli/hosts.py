@@ -26,7 +26,7 @@ from corral.cli.output import (
     table,
 )
 from corral.cli.session import client
-from corral.cli.wishes import parse_minutes
+from corral.cli.wishes import checked_name, parse_minutes
 from corral.core.errors import CorralError
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def join(
         )
     if gateway_bind is not None and role is not Role.gateway:
         raise UsageProblem("--gateway-bind is for --role gateway; nothing was asked for")
+    if name is not None:
+        checked_name(name)
     options: list[str] = []
     for option, value in (
         ("--name", name),

@@ -24,7 +24,7 @@ from corral.cli.output import (
 )
 from corral.cli.progress import follow_start
 from corral.cli.session import client
-from corral.cli.wishes import WholeHours, parse_gpu, parse_hours
+from corral.cli.wishes import WholeHours, checked_name, parse_gpu, parse_hours
 
 if TYPE_CHECKING:
     from corral.wire.api import Cluster, Quote
@@ -79,6 +79,8 @@ def up(
             "nothing was wished for; nothing was booked",
             hint="`corral up --gpu H100:8`, or `corral up --cpu 1 --nodes 3`",
         )
+    if name is not None:
+        checked_name(name)
     model, count = parse_gpu(gpu) if gpu is not None else (None, 0)
     hours = parse_hours(duration)
     require_somebody("Book this?", yes=yes)
@@ -129,6 +131,8 @@ def _show_plan(quote: "Quote", hours: WholeHours, duration: str) -> None:
     say(f"held now   {usd(quote.hold_uc)}; what is not used is given back")
     say(f"minimum    {usd(quote.minimum_uc)}: the first hour, even if you leave early")
     say(f"providers  {', '.join(providers)}: each could read what runs on its machines")
+    if shared := sorted({line.host for line in quote.lines if line.development}):
+        say(f"shared     {', '.join(shared)}: development, shared machine, exclusivity not proven")
     say(f"expires    {instant(quote.expires_at)}")
     say()
 

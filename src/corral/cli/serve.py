@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from corral.cli.output import JsonOption, UsageProblem, is_json, put, put_json, say
+from corral.cli.wishes import checked_name
 
 DEFAULT_BIND = "127.0.0.1:8470"
 DEFAULT_OPERATOR = "operator"
@@ -79,12 +80,7 @@ def init(
     json: JsonOption = False,
 ) -> None:
     """Make the first operator and print its key: once per database. The control plane must not be running."""
-    from corral.core.ids import is_name
-
-    if not is_name(operator):
-        raise UsageProblem(
-            f"{operator!r} cannot be a name: at most 40 lower-case letters, digits and hyphens, a letter first"
-        )
+    checked_name(operator)
     _need_server()
     from corral.api.process import initialise
 

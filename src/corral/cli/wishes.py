@@ -1,9 +1,10 @@
-"""Words of a command line as numbers: durations and GPUs."""
+"""Words of a command line, read: durations, GPUs, names."""
 
 import re
 from dataclasses import dataclass
 
 from corral.cli.output import UsageProblem
+from corral.core.ids import is_name
 
 _DURATION = re.compile(r"^(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?$")
 _GPU = re.compile(r"^([A-Za-z0-9][A-Za-z0-9 ._/+-]{0,78}?)(?::(\d{1,6}))?$")
@@ -63,3 +64,17 @@ def parse_gpu(text: str) -> tuple[str, int]:
     if match is None or match.group(2) in {"0", "00"}:
         raise UsageProblem(f"{text!r} names no GPUs", hint="write model and count in all, like H100:8")
     return match.group(1), int(match.group(2) or 1)
+
+
+def checked_name(name: str) -> str:
+    """
+    The name of a person, a host or a cluster, as it is.
+
+    Raises:
+        UsageProblem: it cannot be a name.
+    """
+    if not is_name(name):
+        raise UsageProblem(
+            f"{name!r} cannot be a name: at most 40 lower-case letters, digits and hyphens, a letter first"
+        )
+    return name

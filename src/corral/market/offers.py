@@ -15,14 +15,13 @@ def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -
 
     Every device is either counted in an offer or, with the reason, among the unavailable.
     """
-    is_shared = {device.device_id: device.development for device in devices}
     groups: defaultdict[tuple[object, ...], list[QuotedLine]] = defaultdict(list)
     lines = priced(devices, prices)
     for line in lines:
         share = (line.cores, line.memory_bytes, line.gpu_memory_bytes)
-        key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, is_shared[line.device_id], share)
+        key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, line.development, share)
         groups[key].append(line)
-    offers = [_offer(group, development=is_shared[group[0].device_id]) for group in groups.values()]
+    offers = [_offer(group) for group in groups.values()]
     offers.sort(key=lambda offer: (offer.kind != "gpu", offer.rate_uc_per_hour, offer.model, offer.provider))
     offered = {line.device_id for line in lines}
     # A CPU slice always has a price: only a GPU's model can be unknown.
@@ -34,7 +33,7 @@ def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -
     return Offers(as_of=now, offers=offers, unavailable=unavailable)
 
 
-def _offer(group: list[QuotedLine], *, development: bool) -> Offer:
+def _offer(group: list[QuotedLine]) -> Offer:
     first, per_host = group[0], counts_by_host(group)
     return Offer(
         kind=first.kind,
@@ -47,5 +46,5 @@ def _offer(group: list[QuotedLine], *, development: bool) -> Offer:
         memory_bytes=first.memory_bytes,
         gpu_memory_bytes=first.gpu_memory_bytes,
         provider=first.provider_name,
-        development=development,
+        development=first.development,
     )

@@ -96,6 +96,8 @@ class QuotedLine:
     disk_bytes: int
     gpu_memory_bytes: int
     rate_uc_per_hour: int
+    development: bool
+    """A shared machine: that the device is exclusively the renter's is not proven."""
     is_head: bool = False
     """True for every line of the head's host."""
 
@@ -162,6 +164,7 @@ def priced(devices: Collection[Rentable], prices: Prices) -> list[QuotedLine]:
                 disk_bytes=device.disk_bytes,
                 gpu_memory_bytes=device.gpu_memory_bytes,
                 rate_uc_per_hour=rate,
+                development=device.development,
             )
         )
     return lines

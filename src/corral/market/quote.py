@@ -51,6 +51,7 @@ def shown_quote(quote: Quote) -> api.Quote:
                 cores=line.cores,
                 memory_bytes=line.memory_bytes,
                 rate_uc_per_hour=line.rate_uc_per_hour,
+                development=line.development,
                 is_head=line.is_head,
             )
             for line in quote.lines

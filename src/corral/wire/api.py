@@ -251,6 +251,7 @@ class QuoteLine(Answer):
     cores: float
     memory_bytes: int
     rate_uc_per_hour: int
+    development: bool = Field(description="shared machine, exclusivity not proven")
     is_head: bool
 
 
