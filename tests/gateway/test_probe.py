@@ -9,6 +9,7 @@ from aiohttp import web
 
 from corral.agent.gateway.probe import (
     INCOMPLETE_PERIOD_S,
+    NODES_PATH,
     READY_PERIOD_S,
     STARTING_PERIOD_S,
     LeafProbe,
@@ -26,19 +27,23 @@ def sample(name: str):
 
 
 def test_rays_own_answers_are_read():
-    """Two nodes alive; then one killed, whose entry stays with the state DEAD."""
-    assert alive_addresses(sample("nodes_two_alive")) == ("10.128.0.2", "10.128.0.3")
-    assert alive_addresses(sample("nodes_one_dead")) == ("10.128.0.2",)
+    """Three nodes alive; a killed one keeps its entry, with the state DEAD."""
+    answer = sample("nodes_three_alive")
+    assert alive_addresses(answer) == ("10.128.0.1", "10.128.0.2", "10.128.0.3")
+    answer["data"]["result"]["result"][0]["state"] = "DEAD"
+    assert alive_addresses(answer) == ("10.128.0.2", "10.128.0.3")
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        None, [], {}, "text", 7, {"data": None}, {"data": []}, {"data": {"summary": {}}},
-        {"data": {"summary": [None, 1, {}, {"raylet": None}, {"raylet": {"state": "ALIVE"}}]}},
-        {"data": {"summary": [{"ip": "10.128.0.2\r\nX: y", "raylet": {"state": "ALIVE"}}]}},
-        {"data": {"summary": [{"ip": ["10.128.0.2"], "raylet": {"state": "ALIVE"}}]}},
-        {"data": {"summary": [{"ip": "10.128.0.2", "raylet": {"state": "DEAD"}}]}},
+        None, [], {}, "text", 7, {"data": None}, {"data": []}, {"data": {"result": {"result": {}}}},
+        *({"data": {"result": {"result": entries}}} for entries in (
+            [None, 1, {}, {"state": "ALIVE"}],
+            [{"node_ip": "10.128.0.2\r\nX: y", "state": "ALIVE"}],
+            [{"node_ip": ["10.128.0.2"], "state": "ALIVE"}],
+            [{"node_ip": "10.128.0.2", "state": "DEAD"}],
+        )),
     ],
 )  # fmt: skip
 def test_odd_answers_mean_that_nothing_is_alive(answer):
@@ -62,8 +67,8 @@ async def test_the_probe_goes_through_the_leaf(gateway, browserless):
     expected = frozenset({"10.128.0.2", "10.128.0.3"})
     found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look(expected)
     assert found == Readiness()
-    assert sorted(path for _, path, _ in gateway.head.requests) == ["/api/jobs/", "/nodes?view=summary"]
-    gateway.head.answers = {"/api/jobs/": [], "/nodes?view=summary": sample("nodes_two_alive")}
+    assert sorted(path for _, path, _ in gateway.head.requests) == ["/api/jobs/", NODES_PATH]
+    gateway.head.answers = {"/api/jobs/": [], NODES_PATH: sample("nodes_three_alive")}
     found = await LeafProbe(browserless, gateway.leaf_url, LEAF_SECRET).look(expected)
     assert found == Readiness(alive=("10.128.0.2", "10.128.0.3"), serves=True)
     assert await LeafProbe(browserless, gateway.leaf_url, "wrong").look(expected) == Readiness()
@@ -74,7 +79,7 @@ async def test_the_probe_goes_through_the_leaf(gateway, browserless):
     "nodes",
     [
         b"[" * 60_000,
-        b'{"data":{"summary":[' + b"[]," * 200_000 + b"[]]}}",
+        b'{"data":{"result":{"result":[' + b"[]," * 200_000 + b"[]]}}}",
         b'["\xff"]',
         b"\x1f\x8b\x08\x00",
         b"0" * 10_000_000,
@@ -83,14 +88,15 @@ async def test_the_probe_goes_through_the_leaf(gateway, browserless):
 )
 async def test_a_hostile_head_costs_neither_memory_nor_the_agent(aiohttp_head, browserless, nodes):
     """Deep, wide, broken and endless answers all mean: nothing is alive."""
-    url = await aiohttp_head({"/nodes": nodes, "/api/jobs/": b"[" + b"1," * 1_000_000})
+    url = await aiohttp_head({"/api/v0/nodes": nodes, "/api/jobs/": b"[" + b"1," * 1_000_000})
     assert await LeafProbe(browserless, url, LEAF_SECRET).look(frozenset({"10.128.0.2"})) == Readiness(serves=True)
 
 
 async def test_a_head_speaks_of_its_own_cluster_alone(aiohttp_head, browserless):
     """An address of another form would make the control plane refuse the gateway's whole report."""
-    entries = [{"ip": ip, "raylet": {"state": "ALIVE"}} for ip in ("10.128.0.2", "10.128.0.77", "8.8.8.8")]
-    url = await aiohttp_head({"/nodes": json.dumps({"data": {"summary": entries}}).encode(), "/api/jobs/": b"{}"})
+    entries = [{"node_ip": ip, "state": "ALIVE"} for ip in ("10.128.0.2", "10.128.0.77", "8.8.8.8")]
+    answer = json.dumps({"data": {"result": {"result": entries}}}).encode()
+    url = await aiohttp_head({"/api/v0/nodes": answer, "/api/jobs/": b"{}"})
     found = await LeafProbe(browserless, url, LEAF_SECRET).look(frozenset({"10.128.0.2", "10.128.0.3"}))
     assert found == Readiness(alive=("10.128.0.2",), serves=False)
 

@@ -23,7 +23,9 @@ STARTING_S_MAX = 180.0
 INCOMPLETE_PERIOD_S = 2.0
 TIMEOUT_S = 3.0
 ANSWER_BYTES_PER_NODE, ANSWER_VALUES_PER_NODE = 32 * 1024, 2048
-"""A summary takes about 7 KB and a few hundred values a node; beyond this a hostile head only wants our memory."""
+"""Ray takes about 400 bytes a node, more with many resources; beyond this a hostile head only wants our memory."""
+NODES_PATH = "/api/v0/nodes?limit=10000"
+"""What `ray list nodes` asks, without its details. The dashboard's own `/nodes` is up to 2 s old: Ray caches it."""
 NODES_SPARE = 32
 """Nodes that have died stay in Ray's answer for a while."""
 
@@ -67,7 +69,7 @@ class LeafProbe:
         """
         size = len(expected) + NODES_SPARE
         nodes, jobs = await asyncio.gather(
-            self._answer("/nodes?view=summary", bytes_max=size * ANSWER_BYTES_PER_NODE),
+            self._answer(NODES_PATH, bytes_max=size * ANSWER_BYTES_PER_NODE),
             self._begins("/api/jobs/", b"["),
         )
         if sum(nodes.count(mark) for mark in (b",", b"[", b"{")) > size * ANSWER_VALUES_PER_NODE:
@@ -114,27 +116,25 @@ def alive_addresses(answer: Any) -> tuple[str, ...]:
     Addresses of the nodes that Ray holds for alive.
 
     Args:
-        answer: the decoded body of `GET /nodes?view=summary`; anything else means that none is alive.
+        answer: the decoded body of `GET /api/v0/nodes`; anything else means that none is alive.
 
     Returns:
         IPv4 addresses, ascending, without repetition. Entries that cannot be read are left out: the answer comes from
         a stranger's machine, and its shape is not promised by Ray.
     """
-    data = answer.get("data") if isinstance(answer, dict) else None
-    summary = data.get("summary") if isinstance(data, dict) else None
-    if not isinstance(summary, list):
+    for key in ("data", "result", "result"):
+        answer = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(answer, list):
         return ()
-    found = {address for entry in summary if (address := _alive_address(entry)) is not None}
+    found = {address for entry in answer if (address := _alive_address(entry)) is not None}
     return tuple(str(address) for address in sorted(found))
 
 
 def _alive_address(entry: Any) -> IPv4Address | None:
-    if not isinstance(entry, dict) or not isinstance(raylet := entry.get("raylet"), dict):
-        return None
-    if raylet.get("state") != "ALIVE":
+    if not isinstance(entry, dict) or entry.get("state") != "ALIVE":
         return None
     try:
-        return IPv4Address(str(raylet.get("nodeManagerAddress") or entry.get("ip") or ""))
+        return IPv4Address(str(entry.get("node_ip") or ""))
     except ValueError:
         return None
 
