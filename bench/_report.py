@@ -1,6 +1,7 @@
 """What every benchmark prints: a table for people, and one JSON object as the last line for programs."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def median_with_interval(samples: Sequence[float]) -> tuple[float, tuple[float, 
     below, probability = 0, 0.5**n
     while probability <= 0.025:
         below += 1
-        probability += 0.5**n * _choose(n, below)
+        probability += 0.5**n * math.comb(n, below)
     return statistics.median(ordered), (ordered[max(below - 1, 0)], ordered[n - max(below, 1)])
 
 
@@ -56,10 +57,3 @@ def print_report(bench: str, figures: dict[str, Figure], *, console: Console | N
         table.add_row(name, f"{figure.value:.3g}", figure.unit, goal, f"{low:.3g} to {high:.3g}")
     console.print(table)
     print(json.dumps({"bench": bench, "machine": machine(), "figures": {k: asdict(v) for k, v in figures.items()}}))
-
-
-def _choose(n: int, k: int) -> int:
-    result = 1
-    for step in range(k):
-        result = result * (n - step) // (step + 1)
-    return result

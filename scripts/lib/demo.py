@@ -141,11 +141,6 @@ class Demo:
         self.console.print(f"{parts}: together {format_credits(total)}", highlight=False)
 
 
-def remaining(network: LocalNetwork) -> list[str]:
-    """What is left of the network on this machine; should be nothing."""
-    return network.containers()
-
-
 def keep(console: Console, network: LocalNetwork) -> None:
     """Says how to go on with what was left running."""
     console.print("\n[bold]All of it goes on running.[/bold] To go on as the renter:")
@@ -181,7 +176,7 @@ def main() -> int:
     finally:
         if not options.keep:
             network.stop()
-    left = [] if options.keep else remaining(network)
+    left = [] if options.keep else network.left_behind()
     if left:
         failure = failure or f"left behind: {', '.join(left)}"
         console.print(f"[red]error:[/red] left behind: {', '.join(left)}")

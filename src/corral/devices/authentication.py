@@ -20,7 +20,7 @@ CLOCK_LEEWAY_S = 60
 """Agents use our time, but a reply may be that old when they read it."""
 
 CACHE_ENTRIES_MAX = 200_000
-"""About 500 bytes each (docs/scale.md): one token of each of 125,000 hosts, and room for more hosts."""
+"""About 500 bytes each: one token of each of 125,000 hosts, and room for more hosts."""
 
 TOKEN_CHARACTERS_MAX = 1024
 _HOST_ID = re.compile(ID_PATTERN)

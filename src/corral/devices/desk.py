@@ -36,7 +36,7 @@ from corral.wire.agent import (
 )
 
 HELD_MAX = 15_000
-"""Replies that one process holds at once (docs/scale.md: about 16 KiB each); further ones are answered at once."""
+"""Replies that one process holds at once, about 16 KiB each; further ones are answered at once."""
 
 HEARD_MAX = 200_000
 """Hosts of which a process remembers what it stored last (about 300 bytes each); a forgotten one is stored again."""

@@ -68,6 +68,8 @@ class LocalNetwork:
     hosts: dict[str, str] = field(default_factory=dict)
     """Host name to slice name."""
     server: subprocess.Popen[bytes] | None = None
+    _labels: set[str] = field(default_factory=set[str])
+    """Labels of all hosts that ever joined: what they left can be found when their agents are gone."""
 
     def __post_init__(self) -> None:
         """Chooses what was left open."""
@@ -209,9 +211,16 @@ class LocalNetwork:
 
     def containers(self) -> list[str]:
         """Names of all containers of this network that exist at this moment."""
-        return sorted({name for host_label in self._host_labels() for name in _containers(host_label)}) + [
-            name for name in _containers("") if name in self._agent_names()
-        ]
+        found = {name for label in self._host_labels() for name in _containers(label)}
+        return sorted(found | set(_containers("")) & set(self._agent_names()))
+
+    def left_behind(self) -> list[str]:
+        """What still exists of this network after `stop`: containers, volumes, the control plane. Should be nothing."""
+        volumes = _docker("volume", "ls", "--format", "{{.Name}}").split()
+        left = self.containers() + [name for name in volumes if name.startswith(tuple(self._agent_names()))]
+        if self.server is not None and self.server.poll() is None:
+            left.append(f"process {self.server.pid}")
+        return left
 
     def wait_until_idle(self, *, timeout_s: float) -> bool:
         """Whether, within `timeout_s`, no container of a node or a leaf is left."""
@@ -260,14 +269,13 @@ class LocalNetwork:
 
     def _host_labels(self) -> list[str]:
         """The host ids of this network's slices, read from the labels of their agents."""
-        labels: list[str] = []
         for name in self._agent_names():
             found = _docker(
                 "inspect", "--format", '{{ index .Config.Labels "corral.host" }}', name, check=False
             ).strip()
             if found:
-                labels.append(f"corral.host={found}")
-        return labels
+                self._labels.add(f"corral.host={found}")
+        return sorted(self._labels)
 
     def _remove_agents(self) -> None:
         labels = self._host_labels()
