@@ -211,8 +211,7 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
 
     Returns:
         `phases`: seconds since the first call of the Engine until `containers`, `mesh`, `job_accepted`, `all_alive`
-        and `ready` (the later of the two); `cpu_s`: CPU seconds of all containers until then; `busy_cpu_s`: CPU
-        seconds that the whole machine worked meanwhile.
+        and `ready` (the later of the two); `busy_cpu_s`: CPU seconds that the whole machine worked meanwhile.
 
     Raises:
         BareClusterFailed: as its docstring says.
@@ -246,7 +245,7 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
             phases[event] = float(at) - began_at
         phases["ready"] = max(phases["job_accepted"], phases["all_alive"])
         rounded = {key: round(value, 3) for key, value in phases.items()}
-        return {"phases": rounded, "cpu_s": _cpu_seconds(engine, name), "busy_cpu_s": round(busy_cpu_s() - busy_s, 2)}
+        return {"phases": rounded, "busy_cpu_s": round(busy_cpu_s() - busy_s, 2)}
     finally:
         for stream in streams:
             stream.close()
@@ -363,14 +362,6 @@ def _probe(engine: Engine, name: str, node_count: int) -> Stream:
 def _ours(engine: Engine, name: str) -> list[dict[str, Any]]:
     filters = json.dumps({"label": [f"{LABEL}={name}"]})
     return engine.call("GET", "/containers/json", all="1", filters=filters)
-
-
-def _cpu_seconds(engine: Engine, name: str) -> float:
-    total_ns = 0
-    for container in _ours(engine, name):
-        usage = engine.call("GET", f"/containers/{container['Id']}/stats", stream="false", **{"one-shot": "true"})
-        total_ns += usage["cpu_stats"]["cpu_usage"]["total_usage"]
-    return round(total_ns / 1e9, 2)
 
 
 def _remove(engine: Engine, name: str) -> None:

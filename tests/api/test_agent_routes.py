@@ -175,10 +175,12 @@ async def test_a_host_that_hangs_up_is_no_longer_waited_for(estate: Estate) -> N
 
 async def test_a_later_report_ends_the_wait_of_the_one_before(estate: Estate) -> None:
     """A host has one exchange at a time; what the later one says is stored."""
-    first = await held(estate, estate.host("barn"))
-    second = await held(estate, estate.host("barn"))
+    barn = estate.host("barn")
+    first = await held(estate, barn)
+    second = Call(estate.app, "/agent/v1/exchange", waiting_report(barn), token=barn.token())
     await first.answered()
     assert first.status == 200
+    assert not second.task.done()
     second.hang_up()
     await second.answered()
 

@@ -20,13 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 refused, 2 wrong usage."""
     options = _parser().parse_args(arguments)
     _set_up_logging()
+    status = 1
     try:
-        return asyncio.run(_until_told_to_stop(_command(options)))
-    except CorralError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return 1
+        status = asyncio.run(_until_told_to_stop(_command(options)))
+    except* CorralError as group:
+        print_reason(group)
+    return status
+
+
+def print_reason(error: BaseException) -> None:
+    """Prints the first of the reasons why we end: the other loops were cancelled for it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    print(f"error: {error}", file=sys.stderr)
+    if isinstance(error, CorralError) and error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def _command(options: argparse.Namespace) -> "Coroutine[Any, Any, int]":

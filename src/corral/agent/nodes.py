@@ -27,7 +27,7 @@ from corral.agent.observe import Found, observe
 from corral.agent.pacing import until_set
 from corral.agent.plan import ORPHAN_GRACE, Action, Build, End, Target, Wanted, agrees, plan, target_of
 from corral.agent.records import Records
-from corral.agent.runtime import ContainerRuntime, RuntimeFailed
+from corral.agent.runtime import ContainerRuntime, EngineUnreachable, RuntimeFailed
 from corral.core.clock import Clock
 from corral.core.errors import CorralError, invariant
 from corral.core.ids import is_id
@@ -39,6 +39,8 @@ PERIOD_S = 5.0
 """Between two looks when nothing woke us: a lost event costs this and no more."""
 RETRY_FIRST_S, RETRY_MAX_S = 0.5, 30.0
 EVENTS_RETRY_S = 1.0
+ENGINE_PATIENCE_S = 60.0
+"""How long the engine may not answer before we end: one that was started anew may have left us its old socket."""
 ERROR_LINES = 20
 _NOWHERE = Revision(0, 0)
 
@@ -93,6 +95,8 @@ class NodeKeeper:
         self._plan_faults: Mapping[str, Fault] = {}
         self._applied = _NOWHERE
         self._has_looked = asyncio.Event()
+        self._silent_since: float | None = None
+        """Monotonic; since when the engine does not answer."""
         self._told: object = None
         self._nudge = asyncio.Event()
         self._idle = asyncio.Event()
@@ -102,7 +106,13 @@ class NodeKeeper:
         self._take_record()
 
     async def run(self) -> None:
-        """Keeps the nodes until it is cancelled; the containers then go on as they are."""
+        """
+        Keeps the nodes until it is cancelled; the containers then go on as they are.
+
+        Raises:
+            EngineUnreachable: for `ENGINE_PATIENCE_S`. Only a new process of ours gets the socket of a new daemon: the
+                old one's file stays mounted in our container. (In an exception group.)
+        """
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._hear_events())
@@ -203,7 +213,8 @@ class NodeKeeper:
                 async for _ in self._runtime.events():
                     self._wake()
             except RuntimeFailed as error:
-                log.warning("engine.events_lost", error=error.message)
+                if self._silent_since is None:
+                    log.warning("engine.events_lost", error=error.message)
             self._wake()
             await self._clock.sleep(EVENTS_RETRY_S)
 
@@ -214,9 +225,10 @@ class NodeKeeper:
             self._observed = observed = observe(await self._runtime.list_ours())
             await asyncio.gather(self._talks.adopt(observed, busy=self._busy()), self._note_ended(observed))
         except RuntimeFailed as error:
-            log.warning("engine.unreachable", error=error.message)
+            self._note_silence(error)
             self._tell()
             return
+        self._silent_since = None
         self._has_looked.set()
         held = {**busy_before, **self._busy()}
         found = plan(target, observed, now=self._now(), orphans_since=self._orphans_since, held=held)
@@ -231,6 +243,16 @@ class NodeKeeper:
         if not began and not self._busy() and not self._nudge.is_set():
             self._idle.set()
         self._tell()
+
+    def _note_silence(self, error: RuntimeFailed) -> None:
+        if not isinstance(error, EngineUnreachable):
+            log.warning("engine.failed", error=error.message)
+            return
+        if self._silent_since is None:
+            self._silent_since = self._clock.monotonic()
+            log.warning("engine.unreachable", error=error.message, patience_s=ENGINE_PATIENCE_S)
+        elif self._clock.monotonic() - self._silent_since >= ENGINE_PATIENCE_S:
+            raise error
 
     def _spawn(self, act: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         invariant(self._group is not None, "nodes are changed only while the keeper runs")

@@ -331,6 +331,10 @@ class FakeEngine:
         """The daemon restarts without live-restore: whatever ran has been killed, and connections are gone."""
         for process in self.processes.values():
             process.exit(KILLED)
+        self.break_connections()
+
+    def break_connections(self) -> None:
+        """Streams of events end, as when the daemon goes."""
         for _, queue in self._watchers:
             queue.put_nowait(None)
         self._watchers.clear()

@@ -168,10 +168,9 @@ class LocalNetwork:
             The renter.
         """
         cores, memory_gib = slice_size()
-        for provider in PROVIDERS:
-            self.sign_up(provider)
         operator = self.people["operator"]
         with ThreadPoolExecutor(len(PROVIDERS) + 1) as pool:
+            list(pool.map(self.sign_up, PROVIDERS))
             joins = [pool.submit(self.join, operator, "gate", cores=0.1, memory_gib=0.5, role="gateway")]
             for provider in PROVIDERS:
                 owner, host = self.people[provider], f"{provider}-host"

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from corral.agent.bodies import HostFacts
-from corral.agent.nodes import NodeKeeper
-from corral.agent.runtime import ContainerRefused
+from corral.agent.nodes import ENGINE_PATIENCE_S, NodeKeeper
+from corral.agent.runtime import ContainerRefused, EngineUnreachable
 from corral.protocol.roster import payload_hash
 from corral.testing.clock import FakeClock
 from corral.testing.fake_runtime import Exiting, FakeEngine, FakeMesh, FakeRay, FakeRuntime, FakeWeb
@@ -348,6 +348,29 @@ async def test_a_daemon_that_restarts_is_seen_and_survived(host: Host) -> None:
         await host.quiet(keeper)
         assert parts(report_of(keeper, numbered_id("no", 2))) == ("running", "running", "running")
         assert len(host.names()) == 3
+
+
+async def test_an_engine_silent_for_too_long_ends_the_agent_and_nothing_else(host: Host) -> None:
+    """A daemon that was started anew has a new socket, which only a new process of ours gets; nodes go on meanwhile."""
+    async with host.agent() as keeper:
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+    keeper = NodeKeeper(FakeRuntime(host.engine, HOST), facts(), host.folder, host.clock)
+    running = asyncio.create_task(keeper.run())
+    host.engine.is_reachable = False
+    await host.clock.run_for(ENGINE_PATIENCE_S - 2)
+    host.engine.is_reachable = True
+    await host.clock.run_for(ENGINE_PATIENCE_S)
+    host.engine.is_reachable = False
+    host.engine.break_connections()
+    await host.clock.run_for(ENGINE_PATIENCE_S - 2)
+    assert not running.done()
+    await host.clock.run_for(4)
+    assert running.done()
+    with pytest.raises(ExceptionGroup) as raised:
+        running.result()
+    assert raised.group_contains(EngineUnreachable)
+    assert {process.state for process in host.engine.processes.values()} == {"running"}
 
 
 async def test_a_broken_connection_is_mended(host: Host) -> None:
