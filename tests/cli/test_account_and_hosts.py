@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from corral.cli import hosts
 from corral.sdk import config
-from sdk.fake_control_plane import KEY, FakeControlPlane
+from sdk.fake_control_plane import KEY, FakeControlPlane, a_host
 
 from .conftest import Corral
 
@@ -48,7 +49,7 @@ def test_keys_and_credit_read_well(corral: Corral, matches_snapshot: Compare) ->
         corral("keys", "create", "ci", "--expires", "30d"),
         corral("keys", "list"),
         corral("keys", "revoke", "key_00000000000000000000000007"),
-        corral("keys", "revoke", "nope"),
+        corral("keys", "revoke", "key_00000000000000000000000009"),
         corral("credit", "add", "ada", "12.5"),
         corral("earnings"),
         corral("offers"),
@@ -69,19 +70,142 @@ def test_host_join_shows_one_line_that_hides_the_token_from_process_lists(
     )
 
 
-def test_host_join_here_gives_docker_the_token_on_stdin(
-    corral: Corral, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+Docker = Callable[..., None]
+
+
+@pytest.fixture
+def docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Docker:
+    """Makes a `docker` whose `run` writes down what it gets and ends by script; an agent is there as `host_id`."""
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+
+    def make(run: str = "exit 0", *, host_id: str = a_host().id) -> None:
+        program.write_text(
+            f'#!/bin/sh\nif [ "$1" = inspect ]; then\n  echo "$@" > {tmp_path}/inspected; echo {host_id}; exit 0\nfi\n'
+            f'echo "$@" > {tmp_path}/arguments\ncat > {tmp_path}/stdin\n{run}\n'
+        )
+        program.chmod(0o755)
+
+    make()
+    monkeypatch.setattr(hosts, "HEARD_OF_S_MAX", 0.0)
+    return make
+
+
+def test_host_join_here_gives_docker_the_token_on_stdin(corral: Corral, docker: Docker, tmp_path: Path) -> None:
     """Never as an argument; docker's end is ours."""
-    script = tmp_path / "bin" / "docker"
-    script.parent.mkdir()
-    script.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat > {tmp_path}/stdin\nexit 3\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", str(script.parent), prepend=":")
+    docker("exit 3")
     ran = corral("host", "join", "--run")
     assert ran.code == 1
+    assert ran.err == "error: the agent was not installed: docker ended with 3; the reason is above\n"
     assert (tmp_path / "stdin").read_text() == "jt_token-of-one-use"
     assert "jt_token" not in (tmp_path / "arguments").read_text()
+
+
+def test_host_join_here_that_fails_is_one_json_object_with_json(corral: Corral, docker: Docker) -> None:
+    """With the reason that docker or the agent gave, and nothing beside it."""
+    docker("echo table; echo 'pulling' >&2; echo 'error: alpha is taken' >&2; echo 'hint: say beta' >&2; exit 1")
+    ran = corral("host", "join", "--run", "--json")
+    assert (ran.code, ran.out) == (1, "")
+    problem = json.loads(ran.err)
+    assert problem["code"] == "join_failed"
+    assert problem["detail"] == "the agent was not installed: docker ended with 1: alpha is taken"
+    assert problem["hint"] == "say beta"
+    assert problem["facts"]["exit_status"] == 1
+    assert problem["facts"]["stdout"] == "table\n"
+    assert "pulling" in problem["facts"]["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "reason"),
+    [
+        ("docker: no such image.\nRun 'docker run --help' for more information", "no such image."),
+        ("something\nThis machine does not meet the requirements", "This machine does not meet the requirements"),
+        ("", "no reason was given"),
+    ],
+)
+def test_reason_of_a_failed_join_is_the_line_that_tells_it(
+    corral: Corral, docker: Docker, tmp_path: Path, errors: str, reason: str
+) -> None:
+    """The agent's, docker's, or the last."""
+    (tmp_path / "errors").write_text(errors)
+    docker(f"cat {tmp_path}/errors >&2; exit 125")
+    problem = json.loads(corral("host", "join", "--run", "--json").err)
+    assert problem["detail"] == f"the agent was not installed: docker ended with 125: {reason}"
+
+
+def test_host_joined_again_is_told_once_it_has_reported_since(
+    corral: Corral, control_plane: FakeControlPlane, docker: Docker
+) -> None:
+    """Its own report counts: neither one of before, nor that of another host of the same provider."""
+    control_plane.hosts["beta"] = a_host("beta", 2)
+    control_plane.reporting = {"beta"}
+    assert corral("host", "join", "--run").err.startswith("the agent runs, but has not reported yet")
+    control_plane.reporting = {"alpha", "beta"}
+    ran = corral("host", "join", "--run")
+    assert (ran.code, ran.err) == (0, "alpha is idle\n")
+    assert json.loads(corral("host", "join", "--run", "--json").out)["name"] == "alpha"
+
+
+def test_host_joined_for_the_first_time_is_told_once_its_checks_are_in(
+    corral: Corral, control_plane: FakeControlPlane, docker: Docker, tmp_path: Path
+) -> None:
+    """The host is looked up by the label of its slice's container; with --json it is shown either way."""
+    new = a_host("gamma", 3)
+    new.status = "checking"
+    docker(host_id=new.id)
+    control_plane.enrolling = [new]
+    words = ("host", "join", "--run", "--development", "--slice", "c")
+    assert "has not reported yet" in corral(*words).err
+    assert (tmp_path / "inspected").read_text().endswith(" corral-agent-c\n")
+    assert json.loads(corral(*words, "--json").out)["status"] == "checking"
+    control_plane.hosts.pop("gamma")
+    new.status = "idle"
+    assert corral(*words).err == "gamma is idle\n"
+
+
+def test_host_whose_agent_is_gone_after_the_installation_is_an_error(corral: Corral, docker: Docker) -> None:
+    """Nobody waits a minute for it."""
+    docker(host_id="")
+    ran = corral("host", "join", "--run", "--json")
+    assert ran.code == 1
+    assert json.loads(ran.err)["facts"] == {"container": "corral-agent"}
+
+
+def test_host_join_here_without_docker_makes_no_token(
+    corral: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It would be wasted."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran = corral("host", "join", "--run", "--json")
+    assert (ran.code, json.loads(ran.err)["code"]) == (2, "usage")
+    assert control_plane.requests == []
+
+
+@pytest.mark.parametrize("key", ["ü.ü", "zebra\nzebra"])
+def test_key_of_the_environment_that_cannot_be_one_is_wrong_usage_and_not_printed(
+    corral: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Whoever reads the terminal or the log gets no part of it."""
+    monkeypatch.setenv("CORRAL_API_KEY", key)
+    for ran in (corral("whoami"), corral("whoami", "--json")):
+        assert ran.code == 2
+        assert "CORRAL_API_KEY" in ran.err
+        assert key[:5] not in ran.err
+    assert control_plane.requests == []
+
+
+def test_login_replaces_a_kept_key_that_cannot_be_one(
+    corral: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint of the error must work."""
+    monkeypatch.delenv("CORRAL_API_KEY")
+    config.save(config.Config(url=control_plane.base_url, api_key="a b"), config.config_path())
+    ran = corral("whoami")
+    assert (ran.code, ran.err.splitlines()[-1]) == (2, "hint: `corral login`")
+    assert corral("login", stdin="a\x7fb\n").code == 2
+    assert corral("login", stdin=f"{KEY}\n").code == 0
+    assert corral("whoami").code == 0
 
 
 def test_host_join_without_an_agent_image_shows_no_line(corral: Corral, control_plane: FakeControlPlane) -> None:
@@ -136,7 +260,7 @@ def test_help_pages_and_version_are_there(corral: Corral, matches_snapshot: Comp
     """Without a word the help is shown, and the exit code is that of wrong usage."""
     assert corral("--version").out == "corral 0.1.0\n"
     assert corral().code == 2
-    matches_snapshot(corral("--help"), corral("job", "submit", "--help"))
+    matches_snapshot(corral("--help"), corral("job", "submit", "--help"), corral("host", "join", "--help"))
 
 
 _ISOLATION = """

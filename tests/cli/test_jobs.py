@@ -45,6 +45,21 @@ def test_job_with_a_missing_file_is_refused(ready: Corral, tmp_path: Path, match
     )
 
 
+def test_what_is_wrong_on_the_command_line_of_a_job_is_wrong_usage(
+    ready: Corral, control_plane: FakeControlPlane, tmp_path: Path, matches_snapshot: Compare
+) -> None:
+    """Whichever option names the thing that is not there; nothing is submitted."""
+    nowhere = str(tmp_path / "none")
+    ran = [
+        ready("job", "submit", "mnist", "--working-dir", nowhere, "--", "ls"),
+        ready("job", "submit", "mnist", "--runtime-env", nowhere, "--", "ls"),
+        ready("job", "submit", "mnist", "--submission-id", "../../x", "--", "true"),
+    ]
+    assert [each.code for each in ran] == [2, 2, 2]
+    assert control_plane.ray.jobs == {}
+    matches_snapshot(*ran)
+
+
 def test_job_environment_is_passed_without_its_values_in_the_command_line(
     ready: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

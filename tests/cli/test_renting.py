@@ -84,16 +84,33 @@ def test_up_asks_for_gpus_in_all(corral: Corral, matches_snapshot: Compare) -> N
         ("up", "--cpu", "1", "--for", "9999d"),
         ("up", "--gpu", "H100:0"),
         ("up", "--gpu", ":8"),
+        ("up", "--gpu", "H100:999999", "-y"),
         ("up", "--cpus", "1"),
         ("rent",),
         ("extend", "mnist"),
         ("credit", "add", "ada", "-5"),
         ("credit", "add", "ada", "much"),
+        ("credit", "add", "ada", "0"),
+        ("credit", "add", "Bad!Name", "5"),
+        ("keys", "create", ""),
+        ("keys", "create", "x" * 300),
+        ("keys", "create", "x", "--expires", "99999d"),
+        ("keys", "create", "x", "--expires", "0m"),
+        ("keys", "revoke", "x"),
+        ("fleet", "token", "--expires", "99d"),
+        ("show", "a/b"),
+        ("host", "show", "a/b"),
         ("host", "join", "--slice", "a"),
         ("host", "join", "--gateway-bind", "127.0.0.1:1"),
+        ("host", "join", "--advertise", "not-an-ip"),
+        ("host", "join", "--development", "--memory", "inf"),
+        ("host", "join", "--development", "--cores", "nan"),
+        ("host", "join", "--development", "--slice", "A b", "--run"),
+        ("host", "join", "--role", "gateway", "--gateway-bind", "8471"),
+        ("host", "join", "--role", "gateway", "--gateway-bind", "127.0.0.1:99999"),
         ("job", "submit"),
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_wrong_usage_ends_with_two_and_asks_nothing(
     corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare, arguments: tuple[str, ...]
@@ -104,6 +121,9 @@ def test_wrong_usage_ends_with_two_and_asks_nothing(
     assert ran.out == ""
     assert control_plane.requests == []
     matches_snapshot(ran)
+    ran = corral(*arguments, "--json")
+    assert (ran.code, ran.out) == (2, "")
+    assert json.loads(ran.err)["detail"]
 
 
 def test_life_of_a_cluster_reads_well(corral: Corral, matches_snapshot: Compare) -> None:
@@ -138,6 +158,17 @@ def test_json_of_renting_is_the_wire_s_own(corral: Corral) -> None:
     assert json.loads(corral("down", "mnist", "-y", "--json").out)["final"] is True
     assert json.loads(corral("cost", "mnist", "--json").out)["ledger_sum_uc"] == 0
     assert json.loads(corral("offers", "--json").out)["offers"][0]["devices"] == 3
+
+
+def test_cluster_that_is_over_is_not_extended_and_shows_no_plan(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """A plan is for something that can be done; of one that starts, the end is not known yet."""
+    corral("up", "--cpu", "1", "--name", "mnist", "-y", "--detach")
+    starting = corral("extend", "mnist", "--for", "1h", answers="n\n")
+    corral("down", "mnist", "-y")
+    matches_snapshot(starting, corral("extend", "mnist", "--for", "1h", "-y"))
+    assert control_plane.extensions == set()
 
 
 def test_unknown_cluster_is_an_error_with_a_hint(corral: Corral, matches_snapshot: Compare) -> None:

@@ -77,7 +77,7 @@ def test_nodes_are_on_different_hosts() -> None:
     """One node is one host's share."""
     hosts = [a_host(name, cpus=4) for name in "abc"]
     assert shares(Wish(3, cpu=2), *hosts) == {"a": 2, "b": 2, "c": 2}
-    assert "3 hosts have 2 CPU slices free, 4 hosts are wished" in reasons(Wish(4, cpu=2), *hosts)
+    assert "3 hosts have 2 CPU slices free, 4 are wished" in reasons(Wish(4, cpu=2), *hosts)
 
 
 def test_gpus_without_a_number_of_nodes_use_as_few_hosts_as_they_need() -> None:
@@ -94,7 +94,7 @@ def test_gpus_on_a_number_of_nodes_are_spread_evenly() -> None:
     assert sorted(shares(Wish(2, gpu_model="H100", gpu_count=8), *hosts).values()) == [4, 4]
     assert sorted(shares(Wish(3, gpu_model="H100", gpu_count=10), *hosts).values()) == [2, 4, 4]
     assert sorted(shares(Wish(2, gpu_model="H100", gpu_count=15), *hosts).values()) == [7, 8]
-    assert "2 hosts are wished" in reasons(Wish(2, gpu_model="H100", gpu_count=2), a_host("a", gpus=8))
+    assert "1 host has a GPU free, 2 are wished" in reasons(Wish(2, gpu_model="H100", gpu_count=2), a_host("a", gpus=8))
 
 
 def test_cpu_slices_come_beside_gpus_on_every_node() -> None:
@@ -109,7 +109,9 @@ def test_all_gpus_are_of_one_model_and_the_cheaper_one() -> None:
     """A family may mean several models; a cluster has one."""
     sxm, pcie = a_host("a", gpus=4), a_host("b", gpus=4, model=PCIE)
     assert shares(Wish(None, gpu_model="H100", gpu_count=4), sxm, pcie) == {"b": 4}
-    assert "at most 4 are" in reasons(Wish(None, gpu_model="H100", gpu_count=6), sxm, pcie)
+    assert "6 of one model are wished, at most 4 are free" in reasons(
+        Wish(None, gpu_model="H100", gpu_count=6), sxm, pcie
+    )
 
 
 def test_single_provider_is_kept_even_if_dearer() -> None:
@@ -145,13 +147,28 @@ def test_empty_answer_says_which_wish_removed_how_many() -> None:
     ]
     said = reasons(Wish(None, gpu_model="H100", gpu_count=4), a_host("a", gpus=2), census=census)
     assert said == (
-        "14 H100 exist; 8 are hired; 1 are being cleaned after use; 3 are offline or paused; "
-        "2 H100 are free on 1 hosts; 4 of one model are wished"
+        "14 H100 exist; 8 are hired; 1 is being cleaned after use; 3 are offline or paused; "
+        "2 H100 are free on 1 host; 4 of one model are wished"
     )
     assert "3 have no price" in reasons(
         Wish(None, gpu_model="GTX 1080", gpu_count=1), a_host("a", gpus=3, model=UNPRICED)
     )
-    assert reasons(Wish(3, cpu=1)).startswith("0 CPU slices exist")
+    assert reasons(Wish(3, cpu=1)) == "0 CPU slices exist; 0 hosts have 1 CPU slice free, 3 are wished"
+
+
+def test_empty_answer_counts_one_as_one() -> None:
+    """One thing is, several are."""
+    census = [ARow("gpu", SXM, "hired", 1)]
+    assert reasons(Wish(None, gpu_model="H100", gpu_count=1), census=census) == (
+        "1 H100 exists; 1 is hired; 0 H100 are free; 1 of one model is wished"
+    )
+    assert reasons(Wish(2, cpu=1, single_provider=True), a_host("a", cpus=1)) == (
+        "1 CPU slice exists; 1 host has 1 CPU slice free, 2 are wished; "
+        "all of one provider is wished; what is free belongs to 1 provider"
+    )
+    assert "1 has no price and cannot be rented" in reasons(
+        Wish(None, gpu_model="GTX 1080", gpu_count=1), a_host("a", gpus=1, model=UNPRICED)
+    )
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ async def test_offers_shrink_with_every_booking_and_say_why_nothing_is_left(
         offered = await market.offers(tx, prices=town.prices, settings=town.settings, now=now)
         assert sum(offer.devices for offer in offered.offers) == 2
         with pytest.raises(
-            market.NothingFits, match="4 CPU slices exist; 2 are hired; 2 hosts have 1 CPU slices free, 3"
+            market.NothingFits, match="4 CPU slices exist; 2 are hired; 2 hosts have 1 CPU slice free, 3 are wished"
         ):
             await town.quote(tx, now, nodes=3)
         with pytest.raises(market.NothingFits, match="2 GTX 1080 exist; 2 have no price"):

@@ -54,6 +54,10 @@ class FakeControlPlane:
     extensions: set[str] = field(default_factory=set)
     hosts: dict[str, api.Host] = field(default_factory=dict)
     quotes: dict[str, api.Quote] = field(default_factory=dict)
+    enrolling: list[api.Host] = field(default_factory=list)
+    """Hosts that are there once the list of hosts has been looked at."""
+    reporting: set[str] = field(default_factory=set)
+    """Names of hosts whose agents report between any two looks at one of them."""
     agent_image: str = f"sha256:{'cd' * 32}"
     start_fails: str = ""
     """A reason makes the next starts fail."""
@@ -193,13 +197,19 @@ class FakeControlPlane:
         )
 
     def _hosts(self, _: Request, __: bytes) -> list[api.Host]:
-        return list(self.hosts.values())
+        found = list(self.hosts.values())
+        self.hosts |= {host.name: host for host in self.enrolling}
+        return found
 
     def _host(self, request: Request, _: bytes) -> api.Host:
         name = request.path_params["name"]
-        if name not in self.hosts:
-            raise Refused(404, "host_unknown", f"you have no host {name}", "`corral host list`", host=name)
-        return self.hosts[name]
+        for host in self.hosts.values():
+            if host.name in self.reporting:
+                host.last_seen_at = (host.last_seen_at or NOW) + timedelta(seconds=30)
+        for host in self.hosts.values():
+            if name in {host.name, host.id}:
+                return host
+        raise Refused(404, "host_unknown", f"you have no host {name}", "`corral host list`", host=name)
 
     def _intent(self, request: Request, body: bytes) -> api.Host:
         host, intent = self._host(request, body), api.IntentRequest.model_validate_json(body).intent
@@ -428,10 +438,10 @@ class FakeControlPlane:
         )
 
 
-def a_host(name: str = "alpha") -> api.Host:
+def a_host(name: str = "alpha", number: int = 1) -> api.Host:
     """An idle host with one CPU slice, and one rule that development relaxed."""
     device = api.Device(
-        id=an_id("dev", 1),
+        id=an_id("dev", number),
         key="cpu-0",
         kind="cpu",
         model="AMD EPYC 7763",
@@ -446,7 +456,7 @@ def a_host(name: str = "alpha") -> api.Host:
         api.HostCheck(rule="disk", outcome="relaxed", value="80 GB", need="500 GB free", remedy="free 420 GB"),
     ]
     return api.Host(
-        id=an_id("hst", 1),
+        id=an_id("hst", number),
         name=name,
         role="host",
         status="idle",

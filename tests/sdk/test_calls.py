@@ -1,13 +1,25 @@
 """Both clients against the control plane's routes: results, refusals, retries."""
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from corral.sdk import AsyncClient, Client
+from corral.sdk import AsyncClient, Client, config
 from corral.sdk.calls import segment
-from corral.sdk.errors import AddressRefused, ApiError, NotConfigured, StartFailed, Unreachable
-from sdk.fake_control_plane import FakeControlPlane
+from corral.sdk.clusters import check_living
+from corral.sdk.errors import (
+    AddressRefused,
+    ApiError,
+    ApiKeyMalformed,
+    ClusterOver,
+    NotConfigured,
+    RequestInvalid,
+    StartFailed,
+    Unreachable,
+)
+from sdk.fake_control_plane import KEY, FakeControlPlane
 
 
 def test_client_from_quote_to_bill_returns_typed_results(client: Client) -> None:
@@ -116,7 +128,15 @@ def test_without_a_key_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["http://corral.example:8470", "ftp://127.0.0.1", "corral.example", "https://me:secret@corral.example", "http://"],
+    [
+        "http://corral.example:8470",
+        "ftp://127.0.0.1",
+        "corral.example",
+        "https://me:secret@corral.example",
+        "http://",
+        "https://corral.example\n",
+        "https://corral. example",
+    ],
 )
 def test_address_that_would_leak_a_key_is_refused(url: str) -> None:
     """Plain HTTP only to this machine."""
@@ -124,7 +144,7 @@ def test_address_that_would_leak_a_key_is_refused(url: str) -> None:
         Client(url, "k.s")
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "a?b=c", "ä", "a%2Fb"])
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "a?b=c", "ä", "a%2Fb", "\udcff"])
 def test_odd_names_stay_in_their_path_segment(name: str) -> None:
     """Whatever a person typed cannot reach another route."""
     quoted = segment(name)
@@ -133,7 +153,83 @@ def test_odd_names_stay_in_their_path_segment(name: str) -> None:
     assert quoted.strip(".") != ""
 
 
-def test_odd_name_is_an_unknown_cluster(client: Client) -> None:
-    """It is looked for, and not found."""
-    with pytest.raises(ApiError):
-        client.cluster("../whoami")
+_INVALID: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda corral: corral.quote(cpu=-1), "cpu must be at least 0, not -1; nothing was sent"),
+    (lambda corral: corral.quote(cpu=1, hours=0), "hours must be at least 1, not 0; nothing was sent"),
+    (lambda corral: corral.quote(cpu=1, nodes=10**9), "nodes must be at most 4094, not 1000000000"),
+    (lambda corral: corral.quote(cpu=1, name="Ü"), "name must be at most 40 lower-case letters"),
+    (lambda corral: corral.quote(gpu_model="H100", gpu_count=999_999), "gpu_count must be at most 100000"),
+    (lambda corral: corral.quote(cpu="two"), "cpu is not valid (input should be a valid integer"),
+    (lambda corral: corral.quote(cpu=-1, hours=0), "cpu must be at least 0, not -1; hours must be at least 1"),
+    (lambda corral: corral.book("qt_nope"), "quote_id must be an id as the control plane"),
+    (lambda corral: corral.extend("mnist", 9999), "hours must be at most 8760, not 9999"),
+    (lambda corral: corral.add_credit("ada", 0), "amount_uc must be above 0, not 0"),
+    (lambda corral: corral.add_credit("Bad!Name", 5), "person must be at most 40 lower-case letters"),
+    (lambda corral: corral.create_key("ci", expires_in_s=-5), "expires_in_s must be at least 60, not -5"),
+    (lambda corral: corral.create_key(""), "label must not be empty"),
+    (lambda corral: corral.create_key("x" * 300), "label must have at most 80 characters"),
+    (lambda corral: corral.create_join_token(expires_in_s=99 * 86400), "expires_in_s must be at most 2592000"),
+    (lambda corral: corral.create_join_token(role="king"), "role is not valid (input should be 'host' or 'gateway')"),
+    (lambda corral: corral.set_intent("alpha", "gone"), "intent is not valid"),
+    (lambda corral: corral.cluster("../whoami"), "'../whoami' is neither the name nor the id of a cluster"),
+    (lambda corral: corral.end(""), "'' is neither the name nor the id of a cluster"),
+    (lambda corral: corral.host("a/b"), "'a/b' is neither the name nor the id of a host"),
+    (lambda corral: corral.revoke_key("nope"), "what was given is not the id of an API key; nothing was revoked"),
+]
+
+
+@pytest.mark.parametrize(("ask", "said"), _INVALID, ids=[said for _, said in _INVALID])
+def test_request_that_cannot_be_meant_is_a_typed_error_and_sends_nothing(
+    client: Client, control_plane: FakeControlPlane, ask: Callable[[Any], Any], said: str
+) -> None:
+    """Each value is named as the method names it, with its limit."""
+    with pytest.raises(RequestInvalid) as caught:
+        ask(client)
+    assert said in caught.value.message
+    assert caught.value.code == "request_invalid"
+    assert control_plane.requests == []
+
+
+@pytest.mark.parametrize(("ask", "said"), _INVALID, ids=[said for _, said in _INVALID])
+async def test_async_client_refuses_the_same_requests(
+    control_plane: FakeControlPlane, ask: Callable[[Any], Any], said: str
+) -> None:
+    """One rule set."""
+    async with AsyncClient() as client:
+        with pytest.raises(RequestInvalid) as caught:
+            await ask(client)
+    assert said in caught.value.message
+    assert control_plane.requests == []
+
+
+def test_whole_key_given_as_its_id_is_not_repeated(client: Client) -> None:
+    """Errors end up in logs; the secret must not."""
+    with pytest.raises(RequestInvalid) as caught:
+        client.revoke_key(KEY)
+    assert "secret" not in f"{caught.value} {caught.value.facts}"
+
+
+@pytest.mark.parametrize("key", ["ü.ü", "z\nz", "z z", "z\x00", "z\x7f", "\udcff", "k" * 513])
+def test_key_that_cannot_be_sent_is_refused_without_being_quoted(
+    control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Whether it is given or comes from the settings file; nothing is sent."""
+    with pytest.raises(ApiKeyMalformed, match="that was given is none") as given:
+        Client(api_key=key)
+    monkeypatch.delenv("CORRAL_API_KEY")
+    with Client() as client:
+        client.config = config.Config(url=control_plane.base_url, api_key=key)
+        with pytest.raises(ApiKeyMalformed, match="that is kept for") as kept:
+            client.whoami()
+    assert key not in f"{given.value} {given.value.facts} {kept.value} {kept.value.facts}"
+    assert control_plane.requests == []
+
+
+def test_cluster_that_is_over_cannot_be_changed(client: Client) -> None:
+    """One that starts or is ready can."""
+    cluster = client.book(client.quote(cpu=1, name="mnist").id)
+    check_living(cluster)
+    check_living(client.wait_ready("mnist"))
+    client.end("mnist")
+    with pytest.raises(ClusterOver, match="cluster mnist is ended; nothing was changed"):
+        check_living(client.cluster("mnist"))

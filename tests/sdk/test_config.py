@@ -19,7 +19,13 @@ from corral.sdk import config
 from corral.sdk.client import Client
 from corral.sdk.config import Config
 from corral.sdk.enrolment import Trusted, establish_trust
-from corral.sdk.errors import AnswerMalformed, CertificateMismatch, CertificateUntrusted, ConfigMalformed
+from corral.sdk.errors import (
+    AnswerMalformed,
+    ApiKeyMalformed,
+    CertificateMismatch,
+    CertificateUntrusted,
+    ConfigMalformed,
+)
 from corral.sdk.tls import parse_ca
 from sdk.fake_control_plane import KEY, FakeControlPlane, Serving
 
@@ -57,6 +63,24 @@ def test_environment_comes_before_the_file(tmp_path: Path) -> None:
     found = config.effective(environ=environ, path=path)
     assert (found.url, found.api_key, found.ca) == ("https://a.example", "environment", "/environment")
     assert config.effective(api_key="argument", environ=environ, path=path).api_key == "argument"
+
+
+def test_key_of_the_environment_that_cannot_be_one_is_named_and_not_quoted(tmp_path: Path) -> None:
+    """The variable is at fault, not the file, which need not be changed."""
+    with pytest.raises(ApiKeyMalformed, match="CORRAL_API_KEY") as caught:
+        config.effective(environ={"CORRAL_API_KEY": "hidden\n"}, path=tmp_path / "config.toml")
+    assert "hidden" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_kept_key_that_cannot_be_one_does_not_stand_in_the_way_of_another(tmp_path: Path) -> None:
+    """Whoever logs in anew must get as far as the file."""
+    path = tmp_path / "config.toml"
+    config.save(Config(url="https://a.example", api_key="a b"), path)
+    kept = config.effective(environ={}, path=path)
+    assert config.effective(api_key="k.s", environ={}, path=path).api_key == "k.s"
+    with pytest.raises(ApiKeyMalformed, match=r"kept for https://a\.example") as caught:
+        config.key_of(kept)
+    assert caught.value.hint == "`corral login`"
 
 
 @pytest.mark.parametrize("text", ["url = ", "api_key = 5", "\x00"])

@@ -11,6 +11,7 @@ from corral.sdk.errors import (
     ApiError,
     ClusterNotReady,
     EntrypointMissing,
+    JobIdMalformed,
     JobInvalid,
     PackageTooLarge,
     RuntimeEnvRefused,
@@ -18,7 +19,7 @@ from corral.sdk.errors import (
 )
 from corral.sdk.jobs import package
 from corral.sdk.jobs.package import plan_package, write_package
-from corral.sdk.jobs.request import plan_job, script_of
+from corral.sdk.jobs.request import checked_job_id, plan_job, script_of
 from corral.sdk.jobs.tail import LogCursor
 from sdk.fake_control_plane import FakeControlPlane
 from sdk.fake_ray import LOG
@@ -96,6 +97,54 @@ def test_submission_whose_answer_is_lost_runs_once(jobs: Jobs, control_plane: Fa
     control_plane.ray.submissions_lost = 1
     assert jobs.submit("sleep 1", submission_id="mine") == "mine"
     assert list(control_plane.ray.jobs) == ["mine"]
+
+
+_ODD_IDS = [
+    "../../x",
+    "..",
+    ".",
+    ".x",
+    "a/b",
+    "a\\b",
+    "a b",
+    "a?b",
+    "a%2fb",
+    "a{b}",
+    "a\n",
+    "ü",
+    "\udcff",
+    "",
+    "x" * 129,
+]
+
+
+@pytest.mark.parametrize("job_id", _ODD_IDS)
+def test_submission_id_under_which_the_job_could_not_be_reached_submits_nothing(
+    jobs: Jobs, control_plane: FakeControlPlane, project: Path, job_id: str
+) -> None:
+    """The gateway lets no such path through, so that nobody could stop the job again."""
+    before = len(control_plane.requests)
+    with pytest.raises(JobIdMalformed, match="nothing was sent"):
+        jobs.submit("python main.py", working_dir=project, submission_id=job_id)
+    assert (control_plane.ray.jobs, control_plane.ray.packages) == ({}, {})
+    assert len(control_plane.requests) == before
+
+
+async def test_async_jobs_refuse_the_same_submission_ids(control_plane: FakeControlPlane, client: Client) -> None:
+    """Before anything of the job is sent."""
+    client.wait_ready(client.book(client.quote(cpu=1, name="mnist").id).id)
+    async with AsyncClient() as waiting:
+        jobs = await waiting.jobs("mnist")
+        for job_id in _ODD_IDS:
+            with pytest.raises(JobIdMalformed):
+                await jobs.submit("true", submission_id=job_id)
+    assert control_plane.ray.jobs == {}
+
+
+@pytest.mark.parametrize("job_id", ["job_01h", "raysubmit_Ab9", "2027-01-15.run", "x" * 128, "-"])
+def test_usual_submission_ids_are_taken_as_they_are(job_id: str) -> None:
+    """Ours, Ray's, and what people make up."""
+    assert checked_job_id(job_id) == job_id
 
 
 def test_known_submission_id_is_refused_with_rays_reason(jobs: Jobs) -> None:

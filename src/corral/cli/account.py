@@ -95,12 +95,14 @@ def _address(url: str | None) -> str:
 
 
 def _read_key(url: str) -> str:
+    from corral.sdk import config
+
     if sys.stdin.isatty():
         key = typer.prompt(f"API key for {url}", hide_input=True, err=True)
     else:
         key = sys.stdin.readline(1024)
     key = key.strip()
-    if not key or not key.isascii() or any(character.isspace() for character in key):
+    if not config.is_key(key):
         raise UsageProblem(
             "stdin holds no API key; nothing was sent or kept", hint="`corral login` at a terminal, or `… < KEY_FILE`"
         )

@@ -120,13 +120,19 @@ def extend(
     json: JsonOption = False,
 ) -> None:
     """Hire a running cluster for longer, at the booked rates."""
+    from corral.sdk.clusters import check_living
+
     hours = parse_hours(duration)
     require_somebody("Extend it?", yes=yes)
     with client() as corral:
         found = corral.cluster(cluster)
+        check_living(found)
         cost_uc = found.rate_uc_per_hour * hours.hours
         rounded = f" ({duration} rounded up: hire is by the whole hour)" if hours.is_rounded else ""
-        say(f"plan: {found.name} for {hours.hours} h more{rounded}, now until {instant(found.ends_at)}")
+        now = (
+            f"now until {instant(found.ends_at)}" if found.ends_at else f"now for {found.hours} h from when it is ready"
+        )
+        say(f"plan: {found.name} for {hours.hours} h more{rounded}, {now}")
         say(f"rate   {usd(found.rate_uc_per_hour)} an hour, as booked")
         say(f"total  at most {usd(cost_uc)} more; what is not used is given back")
         confirm("Extend it?", yes=yes)

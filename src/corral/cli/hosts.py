@@ -1,6 +1,7 @@
 """Hosts of a provider: join, look at, pause, leave; and tokens for a fleet."""
 
 import shlex
+import shutil
 import subprocess
 import time
 from enum import StrEnum
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from corral.cli.output import (
-    EXIT_REFUSED,
     JsonOption,
     UsageProblem,
     YesOption,
@@ -26,10 +26,13 @@ from corral.cli.output import (
     table,
 )
 from corral.cli.session import client
-from corral.cli.wishes import checked_name, parse_minutes
+from corral.cli.wishes import checked_address, checked_bind, checked_name, checked_number, parse_life_s
 from corral.core.errors import CorralError
+from corral.core.ids import is_id
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from corral.sdk import Client
     from corral.wire.api import Host, JoinToken
 
@@ -39,12 +42,19 @@ fleet_app = typer.Typer(help="Many machines at once.", no_args_is_help=True)
 
 HEARD_OF_S_MAX = 60.0
 HEARD_OF_POLL_S = 0.3
+DOCKER_OUTPUT_CHARACTERS_MAX = 4000
 
 
 class AgentImageMissing(CorralError):
     """A join line cannot be made: nobody said which image the agent is in."""
 
     code = "agent_image_missing"
+
+
+class JoinFailed(CorralError):
+    """This machine was not joined: the agent's installation ended with an error, or the agent is not there."""
+
+    code = "join_failed"
 
 
 HostArgument = Annotated[str, typer.Argument(metavar="HOST", help="Name or id of the host.")]
@@ -59,7 +69,9 @@ class Role(StrEnum):
 
 @app.command("join")
 def join(
-    name: Annotated[str | None, typer.Option("--name", help="Name of the host; else that of the machine.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the host; else like host-1 or host-SLICE.")
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="Join this machine, now.")] = False,
     role: Annotated[
         Role, typer.Option("--role", help="`gateway`: serve clusters' dashboards (operators).")
@@ -90,28 +102,32 @@ def join(
         )
     if gateway_bind is not None and role is not Role.gateway:
         raise UsageProblem("--gateway-bind is for --role gateway; nothing was asked for")
-    if name is not None:
-        checked_name(name)
     options: list[str] = []
     for option, value in (
-        ("--name", name),
+        ("--name", None if name is None else checked_name(name)),
         ("--role", role.value if role is Role.gateway else None),
-        ("--advertise", advertise),
-        ("--slice", slice_name),
-        ("--cores", None if cores is None else number(cores)),
-        ("--memory", None if memory_gib is None else number(memory_gib)),
-        ("--gateway-bind", gateway_bind),
+        ("--advertise", None if advertise is None else checked_address(advertise, "--advertise")),
+        ("--slice", None if slice_name is None else checked_name(slice_name)),
+        ("--cores", None if cores is None else number(checked_number(cores, "--cores"))),
+        ("--memory", None if memory_gib is None else number(checked_number(memory_gib, "--memory"))),
+        ("--gateway-bind", None if gateway_bind is None else checked_bind(gateway_bind, "--gateway-bind")),
     ):
         if value is not None:
             options += [option, value]
     if development:
         options.append("--development")
+    if run and shutil.which("docker") is None:
+        raise UsageProblem(
+            "there is no `docker` on this machine; the host was not joined",
+            hint="install Docker Engine, or paste the line of `corral host join` on another machine",
+        )
     with client() as corral:
         token = corral.create_join_token(role=role.value)
         if run:
-            known = {host.id for host in corral.hosts()}
+            seen_before = {host.id: host.last_seen_at for host in corral.hosts()}
             _run_here(install_command(token, options, has_machine_id=Path("/etc/machine-id").is_file()), token)
-            _wait_heard_of(corral, known)
+            host_id = _agents_host_id(slice_name)
+            _wait_heard_of(corral, host_id, seen_before.get(host_id))
             return
     command = install_command(token, options)
     line = f"printf %s {shlex.quote(token.token)} | {shlex.join(command)}"
@@ -242,7 +258,7 @@ def fleet_token(
 ) -> None:
     """Make a token with which many hosts may join, and show it this once."""
     with client() as corral:
-        token = corral.create_join_token(uses_max=uses, expires_in_s=parse_minutes(expires) * 60)
+        token = corral.create_join_token(uses_max=uses, expires_in_s=parse_life_s(expires, days_max=30))
     if is_json():
         put_json(token)
         return
@@ -252,28 +268,67 @@ def fleet_token(
 
 
 def _run_here(command: list[str], token: "JoinToken") -> None:
+    """Runs docker; what it says is for people, so that with `--json` it is kept for the error."""
     try:
-        done = subprocess.run(command, input=token.token.encode(), check=False)
-    except FileNotFoundError as error:
-        raise UsageProblem(
-            "there is no `docker` on this machine; the host was not joined",
-            hint="install Docker Engine, or paste the line of `corral host join` on another machine",
-        ) from error
-    if done.returncode != 0:
-        say(f"the agent was not installed: docker ended with {done.returncode}; the reason is above")
-        raise typer.Exit(EXIT_REFUSED)
+        done = subprocess.run(command, input=token.token.encode(), check=False, capture_output=is_json())
+    except OSError as error:
+        raise JoinFailed(f"docker cannot be run: {error.strerror}; the host was not joined") from error
+    if done.returncode == 0:
+        return
+    if not is_json():
+        raise JoinFailed(f"the agent was not installed: docker ended with {done.returncode}; the reason is above")
+    output, errors = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    raise JoinFailed(
+        f"the agent was not installed: docker ended with {done.returncode}: {_said(errors, 'error:', 'docker:')}",
+        hint=_said(errors, "hint:") if "hint:" in errors else None,
+        exit_status=done.returncode,
+        stdout=output[-DOCKER_OUTPUT_CHARACTERS_MAX:],
+        stderr=errors[-DOCKER_OUTPUT_CHARACTERS_MAX:],
+    )
 
 
-def _wait_heard_of(corral: "Client", known: set[str]) -> None:
-    """Waits until the host that was just joined has reported, and says how it stands."""
+def _said(text: str, *marks: str) -> str:
+    """The last line that begins with the first of `marks` that any begins with, without it; else the last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason was given"]
+    for mark in marks:
+        if told := [line.removeprefix(mark).strip() for line in lines if line.startswith(mark)]:
+            return told[-1]
+    return lines[-1]
+
+
+def _agents_host_id(slice_name: str | None) -> str:
+    """
+    As which host the agent that was just installed runs.
+
+    Raises:
+        JoinFailed: its container is not there.
+    """
+    container = "corral-agent" if slice_name is None else f"corral-agent-{slice_name}"
+    words = ["docker", "inspect", "--type", "container", "-f", '{{index .Config.Labels "corral.host"}}', container]
+    done = subprocess.run(words, capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    host_id = done.stdout.decode(errors="replace").strip()
+    if done.returncode != 0 or not is_id(host_id):
+        raise JoinFailed(
+            f"the agent was installed, but its container {container} is not there; nobody knows how the host stands",
+            hint="`docker ps -a --filter label=corral.part=agent`",
+            container=container,
+        )
+    return host_id
+
+
+def _wait_heard_of(corral: "Client", host_id: str, seen_before: "datetime | None") -> None:
+    """Waits until the host that was just joined has reported since, and says how it stands."""
     deadline = time.monotonic() + HEARD_OF_S_MAX
-    while time.monotonic() < deadline:
-        for host in corral.hosts():
-            if host.id not in known and host.last_seen_at is not None and host.status != "checking":
-                _tell(host, f"{host.name} is {host.status}" + (f": {host.reason}" if host.reason else ""))
-                return
+    while True:
+        host = corral.host(host_id)
+        is_heard_of = host.last_seen_at is not None and (seen_before is None or host.last_seen_at > seen_before)
+        if is_heard_of and host.status != "checking":
+            _tell(host, f"{host.name} is {host.status}" + (f": {host.reason}" if host.reason else ""))
+            return
+        if time.monotonic() >= deadline:
+            break
         time.sleep(HEARD_OF_POLL_S)
-    say("the agent runs, but has not reported yet; `corral host list` shows when it has")
+    _tell(host, "the agent runs, but has not reported yet; `corral host list` shows when it has")
 
 
 def _tell(host: "Host", text: str) -> None:

@@ -168,7 +168,8 @@ def _runtime_env(path: str | None) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             value = json.load(file)
     except (OSError, ValueError) as error:
-        raise UsageProblem(f"the runtime environment {path} cannot be read: {error}; nothing was sent") from error
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageProblem(f"the runtime environment {path} cannot be read: {reason}; nothing was sent") from error
     if not isinstance(value, dict):
         raise UsageProblem(f"the runtime environment {path} is not a JSON object; nothing was sent")
     return value

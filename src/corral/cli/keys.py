@@ -6,7 +6,7 @@ import typer
 
 from corral.cli.output import JsonOption, instant, is_json, put, put_json, say, table
 from corral.cli.session import client
-from corral.cli.wishes import parse_minutes
+from corral.cli.wishes import parse_life_s
 
 app = typer.Typer(help="Your API keys.", no_args_is_help=True)
 
@@ -14,11 +14,11 @@ app = typer.Typer(help="Your API keys.", no_args_is_help=True)
 @app.command("create")
 def create(
     label: Annotated[str, typer.Argument(help="What the key is for.")],
-    expires: Annotated[str | None, typer.Option("--expires", help="Life of the key, like 30d.")] = None,
+    expires: Annotated[str | None, typer.Option("--expires", help="Life of the key, like 30d (at most 3650d).")] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key and show it this once."""
-    seconds = None if expires is None else parse_minutes(expires) * 60
+    seconds = None if expires is None else parse_life_s(expires, days_max=3650)
     with client() as corral:
         made = corral.create_key(label, expires_in_s=seconds)
     if is_json():

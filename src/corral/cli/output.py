@@ -23,7 +23,21 @@ if TYPE_CHECKING:
 
 EXIT_DONE, EXIT_REFUSED, EXIT_USAGE, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
-_USAGE_CODES = frozenset({"not_configured", "config_malformed", "address_refused", "usage", "amount_malformed"})
+_USAGE_CODES = frozenset(
+    {
+        "address_refused",
+        "amount_malformed",
+        "api_key_malformed",
+        "config_malformed",
+        "entrypoint_missing",
+        "job_id_malformed",
+        "not_configured",
+        "request_invalid",
+        "runtime_env_refused",
+        "usage",
+        "working_dir_missing",
+    }
+)
 _UNREACHABLE_CODES = frozenset({"unreachable", "certificate_untrusted"})
 
 

@@ -1,10 +1,15 @@
-"""Words of a command line, read: durations, GPUs, names."""
+"""Words of a command line, read: durations, GPUs, names, addresses."""
 
+import math
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from corral.cli.output import UsageProblem
 from corral.core.ids import is_name
+
+GPUS_MAX = 100_000
+"""As many as the control plane lets one wish name."""
 
 _DURATION = re.compile(r"^(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?$")
 _GPU = re.compile(r"^([A-Za-z0-9][A-Za-z0-9 ._/+-]{0,78}?)(?::(\d{1,6}))?$")
@@ -18,7 +23,7 @@ class WholeHours:
     is_rounded: bool
 
 
-def parse_minutes(text: str) -> int:
+def parse_minutes(text: str, *, shortest: str = "the shortest hire is 1h") -> int:
     """
     Minutes of a duration: `3h`, `90m`, `2d`, `1h30m`, or a plain number of hours.
 
@@ -35,8 +40,21 @@ def parse_minutes(text: str) -> int:
         days, hours, single = (int(part or 0) for part in match.groups())
         minutes = (days * 24 + hours) * 60 + single
     if minutes < 1:
-        raise UsageProblem(f"{text!r} is no time at all", hint="the shortest hire is 1h")
+        raise UsageProblem(f"{text!r} is no time at all", hint=shortest)
     return minutes
+
+
+def parse_life_s(text: str, *, days_max: int) -> int:
+    """
+    How long a key or a token lives, in seconds.
+
+    Raises:
+        UsageProblem: it is no duration, or longer than `days_max` days.
+    """
+    minutes = parse_minutes(text, shortest="the shortest life is 1m")
+    if minutes > days_max * 1440:
+        raise UsageProblem(f"{text!r} is longer than {days_max}d; nothing was made", hint=f"at most {days_max}d")
+    return minutes * 60
 
 
 def parse_hours(text: str) -> WholeHours:
@@ -63,7 +81,10 @@ def parse_gpu(text: str) -> tuple[str, int]:
     match = _GPU.match(text.strip())
     if match is None or match.group(2) in {"0", "00"}:
         raise UsageProblem(f"{text!r} names no GPUs", hint="write model and count in all, like H100:8")
-    return match.group(1), int(match.group(2) or 1)
+    count = int(match.group(2) or 1)
+    if count > GPUS_MAX:
+        raise UsageProblem(f"{text!r} names more GPUs than one cluster can have", hint=f"at most {GPUS_MAX} in all")
+    return match.group(1), count
 
 
 def checked_name(name: str) -> str:
@@ -78,3 +99,53 @@ def checked_name(name: str) -> str:
             f"{name!r} cannot be a name: at most 40 lower-case letters, digits and hyphens, a letter first"
         )
     return name
+
+
+def checked_number(value: float, option: str) -> float:
+    """
+    The value of a numeric option, as it is.
+
+    Raises:
+        UsageProblem: it is infinite or no number.
+    """
+    if not math.isfinite(value):
+        raise UsageProblem(f"{option} {value} is no amount; nothing was asked for", hint=f"write it like {option} 1.5")
+    return value
+
+
+def checked_address(text: str, option: str) -> str:
+    """
+    An IPv4 address, as it is.
+
+    Raises:
+        UsageProblem: it is none.
+    """
+    if not _is_ipv4(text):
+        raise UsageProblem(
+            f"{option} {text!r} is not an IPv4 address; nothing was asked for", hint=f"write it like {option} 192.0.2.7"
+        )
+    return text
+
+
+def checked_bind(text: str, option: str) -> str:
+    """
+    An IPv4 address and a port to listen on, as they are.
+
+    Raises:
+        UsageProblem: one of them is none.
+    """
+    address, _, port = text.rpartition(":")
+    if not _is_ipv4(address) or not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise UsageProblem(
+            f"{option} {text!r} is not an IPv4 address and a port; nothing was asked for",
+            hint=f"write it like {option} 127.0.0.1:8471",
+        )
+    return text
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except ValueError:
+        return False
+    return True

@@ -32,12 +32,13 @@ def host_view(
     liveness = liveness_of(host.last_seen_at, now=now, serving_since=serving_since, offline_after_s=offline_after_s)
     offered = is_offered(host.intent, host.health, liveness) and host.role == "host"
     hardware = host.hardware
+    shown = [device for device in devices if device.present or device.device_id in hires]
     return api.Host(
         id=host.host_id,
         name=host.name,
         role=cast(Any, host.role),
         status=status_of(host.intent, host.health, liveness, hired=len(hires)),
-        reason=_reason(host, liveness, hired=len(hires)),
+        reason=_reason(host, liveness, hired=len(hires), devices=len(shown)),
         intent=host.intent.value,
         development=host.development,
         last_seen_at=host.last_seen_at,
@@ -48,11 +49,7 @@ def host_view(
         memory_bytes=hardware.memory_bytes if hardware else 0,
         disk_free_bytes=hardware.disk_free_bytes if hardware else 0,
         gpus=[gpu.model for gpu in hardware.gpus] if hardware else [],
-        devices=[
-            _device_view(device, hires, offered=offered)
-            for device in devices
-            if device.present or device.device_id in hires
-        ],
+        devices=[_device_view(device, hires, offered=offered) for device in shown],
         checks=[
             api.HostCheck(
                 rule=check.rule, outcome=check.outcome, value=check.value, need=check.need, remedy=check.remedy
@@ -81,14 +78,15 @@ def _device_view(device: DeviceRow, hires: dict[DeviceId, bool], *, offered: boo
     )
 
 
-def _reason(host: Host, liveness: Liveness, *, hired: int) -> str:
+def _reason(host: Host, liveness: Liveness, *, hired: int, devices: int) -> str:
+    share = f"{hired} of {devices} {'device' if devices == 1 else 'devices'}"
     seen = "never" if host.last_seen_at is None else host.last_seen_at.isoformat(timespec="seconds")
     if host.intent is Intent.LEFT:
         return "it left"
     if liveness is Liveness.OFFLINE:
         return f"last heard of: {seen}"
     if host.intent is Intent.DRAINING:
-        return f"it leaves when its hired devices are free: {hired} are not yet"
+        return f"it leaves when its hired devices are free: {hired} {'is' if hired == 1 else 'are'} not yet"
     if host.health is Health.FAILED:
         failing = next((check for check in host.checks if check.rule == host.failing_rule), None)
         if failing is None:
@@ -99,5 +97,5 @@ def _reason(host: Host, liveness: Liveness, *, hired: int) -> str:
     if liveness is Liveness.UNKNOWN:
         return f"not heard of since the control plane started; before that: {seen}"
     if host.intent is Intent.PAUSED:
-        return f"paused by its provider; {hired} devices are still hired" if hired else "paused by its provider"
-    return f"{hired} devices are hired" if hired else ""
+        return f"paused by its provider; {share} still hired" if hired else "paused by its provider"
+    return share if hired else ""

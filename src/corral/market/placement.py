@@ -333,7 +333,7 @@ def _replaces(line: QuotedLine, need: LikeLine) -> bool:
     return line.cores >= need.cores and line.memory_bytes >= need.memory_bytes
 
 
-_REMOVED = {"hired": "are hired", "cleaning": "are being cleaned after use", "unavailable": "are offline or paused"}
+_REMOVED = {"hired": "hired", "cleaning": "being cleaned after use", "unavailable": "offline or paused"}
 
 
 def _reasons(
@@ -349,9 +349,11 @@ def _reasons(
     if wish.gpu_count:
         free = sum(map(len, gpus.values()))
         largest = max(Counter(line.model for share in gpus.values() for line in share).values(), default=0)
-        reasons.append(f"{free} {wish.gpu_model} are free on {sum(map(bool, gpus.values()))} hosts")
+        on = sum(map(bool, gpus.values()))
+        reasons.append(f"{free} {wish.gpu_model} {_are(free)} free" + (f" on {_counted(on, 'host')}" if on else ""))
         reasons.append(
-            f"{wish.gpu_count} of one model are wished" + (f", at most {largest} are" if largest < free else "")
+            f"{wish.gpu_count} of one model {_are(wish.gpu_count)} wished"
+            + (f", at most {largest} {_are(largest)} free" if largest < free else "")
         )
     if wish.nodes is not None and (wish.nodes > 1 or wish.cpu > 0):
         fit = [
@@ -359,11 +361,13 @@ def _reasons(
             for host_id, share in hosts.items()
             if sum(line.kind == "cpu" for line in share) >= wish.cpu and (gpus[host_id] or not wish.gpu_count)
         ]
-        each = " and ".join(([f"{wish.cpu} CPU slices"] if wish.cpu else []) + (["a GPU"] if wish.gpu_count else []))
-        reasons.append(f"{len(fit)} hosts have {each} free, {wish.nodes} hosts are wished")
+        slices = [_counted(wish.cpu, "CPU slice")] if wish.cpu else []
+        each = " and ".join(slices + (["a GPU"] if wish.gpu_count else []))
+        have = f"{_counted(len(fit), 'host')} {'has' if len(fit) == 1 else 'have'}"
+        reasons.append(f"{have} {each} free, {wish.nodes} {_are(wish.nodes)} wished")
     if wish.single_provider:
         providers = {line.provider_id for share in hosts.values() for line in share}
-        reasons.append(f"all of one provider is wished; what is free belongs to {len(providers)} providers")
+        reasons.append(f"all of one provider is wished; what is free belongs to {_counted(len(providers), 'provider')}")
     return reasons
 
 
@@ -376,7 +380,6 @@ def _funnel(
     census: Sequence[Counted],
 ) -> list[str]:
     """How many exist, and what removed how many before any was compared with the wish."""
-    name = wished if wished is not None else "CPU slices"
     counts: Counter[str] = Counter()
     for row in census:
         if row.kind == kind and _is_meant(kind, row.model, wished, prices):
@@ -385,11 +388,23 @@ def _funnel(
     removed = {status: count for status, count in counts.items() if status in _REMOVED}
     offered = {line.device_id for line in lines}
     no_price = sum(device.device_id not in offered for device in idle)
-    reasons = [f"{len(idle) + sum(removed.values())} {name} exist"]
-    reasons += [f"{removed[status]} {text}" for status, text in _REMOVED.items() if removed.get(status)]
+    there = len(idle) + sum(removed.values())
+    named = _counted(there, "CPU slice") if wished is None else f"{there} {wished}"
+    reasons = [f"{named} {'exists' if there == 1 else 'exist'}"]
+    for status, text in _REMOVED.items():
+        if count := removed.get(status):
+            reasons.append(f"{count} {_are(count)} {text}")
     if no_price:
-        reasons.append(f"{no_price} have no price and cannot be rented")
+        reasons.append(f"{no_price} {'has' if no_price == 1 else 'have'} no price and cannot be rented")
     return reasons
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _is_meant(kind: str, model: str, wished: str | None, prices: Prices) -> bool:

@@ -30,7 +30,8 @@ def checked_url(url: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host, parts = None, urlsplit("")
-    if not host or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
+    has_blanks = any(character.isspace() or not character.isprintable() for character in url)
+    if not host or has_blanks or parts.scheme not in {"http", "https"} or parts.query or parts.fragment:
         raise AddressRefused(
             f"{url!r} is not an address of a control plane", hint="write it like https://corral.example:8470", url=url
         )

@@ -6,15 +6,17 @@ Nothing here does I/O, so that the two clients, waiting and async, share all rul
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from corral.sdk.errors import AnswerMalformed, ApiError
+from corral.core.ids import ID_PATTERN, NAME_PATTERN, BookingId, QuoteId, is_id, is_name
+from corral.sdk.errors import AnswerMalformed, ApiError, RequestInvalid
 from corral.wire import api
 from corral.wire.problem import Problem
 
@@ -25,6 +27,8 @@ Method = Literal["GET", "POST", "PUT", "DELETE"]
 _PYTHON_REASON = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$")
 
 ANSWER_TIMEOUT_S = 30.0
+_SHOWN_CHARACTERS_MAX = 60
+
 WAIT_S_MAX = 25
 """How long the control plane holds a waiting request."""
 
@@ -51,7 +55,8 @@ class Call(Generic[T]):
 
 def segment(text: str) -> str:
     """One path segment; whatever a person typed cannot reach another route."""
-    quoted = quote(text, safe="")
+    # Surrogates are what Python makes of an argument that is no UTF-8.
+    quoted = quote(text, safe="", errors="surrogatepass")
     return quoted.replace(".", "%2E") if quoted in {".", ".."} else quoted
 
 
@@ -70,6 +75,55 @@ def _nothing(_: bytes) -> None:
 
 def _json(request: BaseModel) -> bytes:
     return request.model_dump_json(exclude_none=True).encode()
+
+
+@contextmanager
+def _request() -> Iterator[None]:
+    """
+    Within it a request is built.
+
+    Raises:
+        RequestInvalid: a value is outside of what the request may hold.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        problems = [{"where": ".".join(map(str, each["loc"])), "what": _wrong_with(each)} for each in error.errors()]
+        said = "; ".join(f"{problem['where']} {problem['what']}" for problem in problems)
+        raise RequestInvalid(f"{said}; nothing was sent", problems=problems) from error
+
+
+def _wrong_with(problem: Mapping[str, Any]) -> str:
+    """What a value must be and is not, to be read behind its name."""
+    facts: Mapping[str, Any] = problem.get("ctx", {})
+    given = repr(problem["input"])
+    if len(given) > _SHOWN_CHARACTERS_MAX:
+        given = given[:_SHOWN_CHARACTERS_MAX] + "…"
+    match problem["type"]:
+        case "greater_than":
+            return f"must be above {facts['gt']}, not {given}"
+        case "greater_than_equal":
+            return f"must be at least {facts['ge']}, not {given}"
+        case "less_than_equal":
+            return f"must be at most {facts['le']}, not {given}"
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must have at most {facts['max_length']} characters"
+        case "string_pattern_mismatch" if facts["pattern"] == NAME_PATTERN:
+            return f"must be at most 40 lower-case letters, digits and hyphens, a letter first, not {given}"
+        case "string_pattern_mismatch" if facts["pattern"] == ID_PATTERN:
+            return f"must be an id as the control plane or `new_id` makes it, not {given}"
+        case _:
+            said = str(problem["msg"])
+            return f"is not valid ({said[:1].lower()}{said[1:]}): {given}"
+
+
+def _checked(name_or_id: str, *, kind: Literal["cluster", "host"], hint: str) -> str:
+    if not is_name(name_or_id) and not is_id(name_or_id):
+        shown = repr(name_or_id[:_SHOWN_CHARACTERS_MAX])
+        raise RequestInvalid(f"{shown} is neither the name nor the id of a {kind}; nothing was sent", hint=hint)
+    return name_or_id
 
 
 def problem_of(status: int, body: bytes, *, url: str) -> Problem:
@@ -131,15 +185,25 @@ def keys() -> Call[list[api.Key]]:
     return Call(method="GET", path="/v1/keys", read=_list_of(api.Key), is_repeatable=True)
 
 
-def create_key(request: api.CreateKeyRequest) -> Call[api.NewKey]:
+def create_key(label: str, *, expires_in_s: int | None) -> Call[api.NewKey]:
+    with _request():
+        request = api.CreateKeyRequest(label=label, expires_in_s=expires_in_s)
     return Call(method="POST", path="/v1/keys", read=_model(api.NewKey), body=_json(request), is_repeatable=False)
 
 
 def revoke_key(key_id: str) -> Call[None]:
+    if not is_id(key_id):
+        # Not quoted: it may be the secret, or the whole key.
+        raise RequestInvalid(
+            "what was given is not the id of an API key; nothing was revoked",
+            hint="`corral keys list` shows the ids; of a key, the id is the part before the point",
+        )
     return Call(method="DELETE", path=f"/v1/keys/{segment(key_id)}", read=_nothing, is_repeatable=True)
 
 
-def add_credit(request: api.AddCreditRequest) -> Call[api.Transfer]:
+def add_credit(transfer_id: str, person: str, amount_uc: int) -> Call[api.Transfer]:
+    with _request():
+        request = api.AddCreditRequest(id=transfer_id, person=person, amount_uc=amount_uc)
     return Call(method="POST", path="/v1/credits", read=_model(api.Transfer), body=_json(request), is_repeatable=True)
 
 
@@ -154,7 +218,9 @@ def earnings() -> Call[api.Earnings]:
 # --- hosts --------------------------------------------------------------------------------------------------------
 
 
-def create_join_token(request: api.JoinTokenRequest) -> Call[api.JoinToken]:
+def create_join_token(*, uses_max: int, expires_in_s: int, role: Literal["host", "gateway"]) -> Call[api.JoinToken]:
+    with _request():
+        request = api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role)
     path = "/v1/hosts/tokens"
     return Call(method="POST", path=path, read=_model(api.JoinToken), body=_json(request), is_repeatable=False)
 
@@ -164,12 +230,18 @@ def hosts() -> Call[list[api.Host]]:
 
 
 def host(name_or_id: str) -> Call[api.Host]:
-    return Call(method="GET", path=f"/v1/hosts/{segment(name_or_id)}", read=_model(api.Host), is_repeatable=True)
+    return Call(method="GET", path=_host_path(name_or_id), read=_model(api.Host), is_repeatable=True)
 
 
 def set_intent(name_or_id: str, intent: Literal["active", "paused", "left"]) -> Call[api.Host]:
-    body, path = _json(api.IntentRequest(intent=intent)), f"/v1/hosts/{segment(name_or_id)}/intent"
-    return Call(method="PUT", path=path, read=_model(api.Host), body=body, is_repeatable=True)
+    path = f"{_host_path(name_or_id)}/intent"
+    with _request():
+        request = api.IntentRequest(intent=intent)
+    return Call(method="PUT", path=path, read=_model(api.Host), body=_json(request), is_repeatable=True)
+
+
+def _host_path(name_or_id: str) -> str:
+    return f"/v1/hosts/{_checked(name_or_id, kind='host', hint='`corral host list`')}"
 
 
 # --- market and clusters ------------------------------------------------------------------------------------------
@@ -179,12 +251,42 @@ def offers() -> Call[api.Offers]:
     return Call(method="GET", path="/v1/offers", read=_model(api.Offers), is_repeatable=True)
 
 
+def wish(
+    *,
+    name: str | None,
+    nodes: int | None,
+    cpu: int,
+    gpu_model: str | None,
+    gpu_count: int,
+    hours: int,
+    single_provider: bool,
+) -> api.ClusterRequest:
+    """
+    A renter's wish.
+
+    Raises:
+        RequestInvalid: a number or a name is outside of what can be wished for.
+    """
+    with _request():
+        return api.ClusterRequest(
+            name=name,
+            nodes=nodes,
+            cpu=cpu,
+            gpu_model=gpu_model,
+            gpu_count=gpu_count,
+            hours=hours,
+            single_provider=single_provider,
+        )
+
+
 def quote_for(request: api.ClusterRequest) -> Call[api.Quote]:
     # A quote takes and holds nothing, so asking twice is harmless.
     return Call(method="POST", path="/v1/quotes", read=_model(api.Quote), body=_json(request), is_repeatable=True)
 
 
-def book(request: api.BookRequest) -> Call[api.Cluster]:
+def book(booking_id: str, quote_id: str) -> Call[api.Cluster]:
+    with _request():
+        request = api.BookRequest(id=BookingId(booking_id), quote_id=QuoteId(quote_id))
     return Call(method="POST", path="/v1/clusters", read=_model(api.Cluster), body=_json(request), is_repeatable=True)
 
 
@@ -214,8 +316,10 @@ def end_cluster(name_or_id: str) -> Call[api.Cluster]:
     return Call(method="DELETE", path=_cluster_path(name_or_id), read=_model(api.Cluster), is_repeatable=True)
 
 
-def extend(name_or_id: str, request: api.ExtendRequest) -> Call[api.Cluster]:
+def extend(name_or_id: str, *, extension_id: str, hours: int, total_uc_max: int | None) -> Call[api.Cluster]:
     path = f"{_cluster_path(name_or_id)}/extension"
+    with _request():
+        request = api.ExtendRequest(id=extension_id, hours=hours, total_uc_max=total_uc_max)
     return Call(method="POST", path=path, read=_model(api.Cluster), body=_json(request), is_repeatable=True)
 
 
@@ -230,4 +334,4 @@ def bill(name_or_id: str) -> Call[api.Bill]:
 
 
 def _cluster_path(name_or_id: str) -> str:
-    return f"/v1/clusters/{segment(name_or_id)}"
+    return f"/v1/clusters/{_checked(name_or_id, kind='cluster', hint='`corral ps --all`')}"

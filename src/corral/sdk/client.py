@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeVar
 
 from corral.core.clock import SystemClock
-from corral.core.ids import BookingId, QuoteId, TimeOrderedIds
+from corral.core.ids import TimeOrderedIds
 from corral.core.randomness import SystemRandomness
 from corral.sdk import calls, config, tls
 from corral.sdk.addresses import checked_url, is_plain
@@ -48,8 +48,9 @@ class Client:
     ```
 
     Every method raises `ApiError` when the control plane refuses (its `code` tells why), `Unreachable` when nobody
-    answers, `CertificateUntrusted` when somebody else does, and `NotConfigured` without a key. Reading is repeated
-    after a lost connection, and so is what carries an id made here; nothing else is.
+    answers, `CertificateUntrusted` when somebody else does, and, before anything is sent, `NotConfigured` without a key
+    and `RequestInvalid` for a value that cannot be meant. Reading is repeated after a lost connection, and so is what
+    carries an id made here; nothing else is.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Client:
 
         Raises:
             AddressRefused: the address is plain HTTP to another machine.
+            ApiKeyMalformed: `api_key` or CORRAL_API_KEY is none.
             ConfigMalformed: the settings file cannot be read.
         """
         ca_path = None if ca is None else str(ca)
@@ -113,7 +115,7 @@ class Client:
 
     def create_key(self, label: str, *, expires_in_s: int | None = None) -> api.NewKey:
         """A new key, whose secret is shown this once."""
-        return self._run(calls.create_key(api.CreateKeyRequest(label=label, expires_in_s=expires_in_s)))
+        return self._run(calls.create_key(label, expires_in_s=expires_in_s))
 
     def revoke_key(self, key_id: str) -> None:
         """Ends a key at once and for good; ending it twice is harmless."""
@@ -121,8 +123,7 @@ class Client:
 
     def add_credit(self, person: str, amount_uc: int, *, transfer_id: str | None = None) -> api.Transfer:
         """Issues credit to a person (operators only), in micro-credits; once per `transfer_id`."""
-        request = api.AddCreditRequest(id=transfer_id or new_id("tr"), person=person, amount_uc=amount_uc)
-        return self._run(calls.add_credit(request))
+        return self._run(calls.add_credit(transfer_id or new_id("tr"), person, amount_uc))
 
     def transfers(self) -> list[api.Transfer]:
         """Movements of the ledger in which the person has a part, newest first."""
@@ -138,9 +139,7 @@ class Client:
         self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
     ) -> api.JoinToken:
         """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
-        return self._run(
-            calls.create_join_token(api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
-        )
+        return self._run(calls.create_join_token(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
 
     def hosts(self) -> list[api.Host]:
         """The person's hosts."""
@@ -173,7 +172,7 @@ class Client:
     ) -> api.Quote:
         """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
         return self.quote_for(
-            api.ClusterRequest(
+            calls.wish(
                 name=name,
                 nodes=nodes,
                 cpu=cpu,
@@ -192,8 +191,7 @@ class Client:
 
     def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
         """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
-        request = api.BookRequest(id=BookingId(booking_id or new_id("bk")), quote_id=QuoteId(quote_id))
-        return self._run(calls.book(request))
+        return self._run(calls.book(booking_id or new_id("bk"), quote_id))
 
     def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
         """The person's clusters, newest first."""
@@ -237,8 +235,10 @@ class Client:
         self, name_or_id: str, hours: int, *, total_uc_max: int | None = None, extension_id: str | None = None
     ) -> api.Cluster:
         """Adds hours at the booked rates; refused if it would cost more than `total_uc_max`."""
-        request = api.ExtendRequest(id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max)
-        return self._run(calls.extend(name_or_id, request))
+        call = calls.extend(
+            name_or_id, extension_id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max
+        )
+        return self._run(call)
 
     def bill(self, name_or_id: str) -> api.Bill:
         """What a cluster has cost so far, or in the end."""
@@ -329,7 +329,7 @@ class AsyncClient:
 
     async def create_key(self, label: str, *, expires_in_s: int | None = None) -> api.NewKey:
         """A new key, whose secret is shown this once."""
-        return await self._run(calls.create_key(api.CreateKeyRequest(label=label, expires_in_s=expires_in_s)))
+        return await self._run(calls.create_key(label, expires_in_s=expires_in_s))
 
     async def revoke_key(self, key_id: str) -> None:
         """Ends a key at once and for good; ending it twice is harmless."""
@@ -337,8 +337,7 @@ class AsyncClient:
 
     async def add_credit(self, person: str, amount_uc: int, *, transfer_id: str | None = None) -> api.Transfer:
         """Issues credit to a person (operators only), in micro-credits; once per `transfer_id`."""
-        request = api.AddCreditRequest(id=transfer_id or new_id("tr"), person=person, amount_uc=amount_uc)
-        return await self._run(calls.add_credit(request))
+        return await self._run(calls.add_credit(transfer_id or new_id("tr"), person, amount_uc))
 
     async def transfers(self) -> list[api.Transfer]:
         """Movements of the ledger in which the person has a part, newest first."""
@@ -352,9 +351,7 @@ class AsyncClient:
         self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
     ) -> api.JoinToken:
         """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
-        return await self._run(
-            calls.create_join_token(api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
-        )
+        return await self._run(calls.create_join_token(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
 
     async def hosts(self) -> list[api.Host]:
         """The person's hosts."""
@@ -385,7 +382,7 @@ class AsyncClient:
     ) -> api.Quote:
         """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
         return await self.quote_for(
-            api.ClusterRequest(
+            calls.wish(
                 name=name,
                 nodes=nodes,
                 cpu=cpu,
@@ -402,8 +399,7 @@ class AsyncClient:
 
     async def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
         """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
-        request = api.BookRequest(id=BookingId(booking_id or new_id("bk")), quote_id=QuoteId(quote_id))
-        return await self._run(calls.book(request))
+        return await self._run(calls.book(booking_id or new_id("bk"), quote_id))
 
     async def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
         """The person's clusters, newest first."""
@@ -442,8 +438,10 @@ class AsyncClient:
         self, name_or_id: str, hours: int, *, total_uc_max: int | None = None, extension_id: str | None = None
     ) -> api.Cluster:
         """Adds hours at the booked rates; refused if it would cost more than `total_uc_max`."""
-        request = api.ExtendRequest(id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max)
-        return await self._run(calls.extend(name_or_id, request))
+        call = calls.extend(
+            name_or_id, extension_id=extension_id or new_id("ex"), hours=hours, total_uc_max=total_uc_max
+        )
+        return await self._run(call)
 
     async def bill(self, name_or_id: str) -> api.Bill:
         """What a cluster has cost so far, or in the end."""

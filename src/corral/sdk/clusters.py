@@ -1,10 +1,11 @@
 """What a client makes of a cluster's state while it starts and ends."""
 
-from corral.sdk.errors import ClusterNotReady, StartFailed
+from corral.sdk.errors import ClusterNotReady, ClusterOver, StartFailed
 from corral.wire.api import Cluster
 
 STARTING_STATES = frozenset({"booked", "starting"})
 OVER_STATES = frozenset({"ended", "failed"})
+LIVING_STATES = STARTING_STATES | {"ready"}
 
 
 def is_started(cluster: Cluster) -> bool:
@@ -27,6 +28,22 @@ def is_started(cluster: Cluster) -> bool:
         cluster=cluster.name,
         state=cluster.state,
     )
+
+
+def check_living(cluster: Cluster) -> None:
+    """
+    Makes sure that a cluster can still be changed.
+
+    Raises:
+        ClusterOver: it ends or has ended.
+    """
+    if cluster.state not in LIVING_STATES:
+        raise ClusterOver(
+            f"cluster {cluster.name} is {cluster.state}; nothing was changed",
+            hint="`corral up` books a new one",
+            name=cluster.name,
+            state=cluster.state,
+        )
 
 
 def jobs_url(cluster: Cluster) -> str:

@@ -7,6 +7,7 @@ its owner alone. `CORRAL_URL`, `CORRAL_API_KEY` and `CORRAL_CA` come before it, 
 
 import json
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from corral.sdk.addresses import DEFAULT_URL, checked_url
-from corral.sdk.errors import ConfigMalformed, NotConfigured
+from corral.sdk.errors import ApiKeyMalformed, ConfigMalformed, NotConfigured
 
 CONFIG_NAME = "config.toml"
 CA_NAME = "ca.pem"
+
+_KEY = re.compile(r"[!-~]{1,512}")
+"""What an HTTP header can carry and a line of text can hold; whether it is a key, the control plane knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +96,11 @@ def save_ca(pem: str, path: Path) -> None:
     _write_private(path, pem)
 
 
+def is_key(text: str) -> bool:
+    """Whether `text` can be an API key: printable ASCII without spaces, not endless."""
+    return _KEY.fullmatch(text) is not None
+
+
 def effective(
     *,
     url: str | None = None,
@@ -110,7 +119,13 @@ def effective(
     Raises:
         ConfigMalformed: the settings file cannot be read.
         AddressRefused: the address is plain HTTP to another machine, or none.
+        ApiKeyMalformed: the key that was given, or that of the environment, is none. The file's is judged when it is
+            used, so that a wrong one can be replaced.
     """
+    if api_key:
+        _check_key(api_key, "that was given", hint=None)
+    elif from_environment := environ.get("CORRAL_API_KEY"):
+        _check_key(from_environment, "in CORRAL_API_KEY", hint="set it anew, or unset it to use the kept key")
     stored = load(path or config_path(environ))
     wanted = url or environ.get("CORRAL_URL") or stored.url or DEFAULT_URL
     checked = checked_url(wanted)
@@ -133,6 +148,7 @@ def key_of(config: Config) -> str:
 
     Raises:
         NotConfigured: there is none.
+        ApiKeyMalformed: the settings file holds something else in its place.
     """
     if not config.api_key:
         raise NotConfigured(
@@ -140,7 +156,16 @@ def key_of(config: Config) -> str:
             hint="`corral login`, or `corral signup NAME` for a new account",
             url=config.url,
         )
+    _check_key(config.api_key, f"that is kept for {config.url}", hint="`corral login`")
     return config.api_key
+
+
+def _check_key(key: str, which: str, *, hint: str | None) -> None:
+    if not is_key(key):
+        raise ApiKeyMalformed(
+            f"the API key {which} is none: a key is one word of ASCII characters, `id.secret`; nothing was sent",
+            hint=hint,
+        )
 
 
 def _write_private(path: Path, text: str) -> None:

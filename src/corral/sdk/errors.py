@@ -27,6 +27,18 @@ class ConfigMalformed(SdkError):
     code = "config_malformed"
 
 
+class ApiKeyMalformed(SdkError):
+    """What should be an API key cannot be sent as one. It is not quoted: it may be a part of a key."""
+
+    code = "api_key_malformed"
+
+
+class RequestInvalid(SdkError):
+    """A request that the control plane could not accept, found before anything was sent."""
+
+    code = "request_invalid"
+
+
 class AddressRefused(SdkError):
     """An address to which no key may be sent: not HTTPS, and not this machine."""
 
@@ -93,10 +105,22 @@ class ClusterNotReady(SdkError):
     code = "cluster_not_ready"
 
 
+class ClusterOver(SdkError):
+    """A cluster ends or has ended, and cannot be changed any more."""
+
+    code = "cluster_over"
+
+
 class JobInvalid(SdkError):
     """Base of what is wrong with a job before anything of it was sent."""
 
     code = "job_invalid"
+
+
+class JobIdMalformed(JobInvalid):
+    """A job's id holds something that cannot be part of one."""
+
+    code = "job_id_malformed"
 
 
 class WorkingDirMissing(JobInvalid):

@@ -17,7 +17,7 @@ from corral.sdk.executors import RETRY_DELAYS_S, AsyncExecutor, Executor
 from corral.sdk.jobs import calls
 from corral.sdk.jobs.model import Job
 from corral.sdk.jobs.package import PACKAGE_BYTES_MAX, PackagePlan, write_package
-from corral.sdk.jobs.request import plan_job
+from corral.sdk.jobs.request import checked_job_id, plan_job
 from corral.sdk.jobs.tail import (
     FINISH_POLL_S,
     LOST_TAILS_MAX,
@@ -84,12 +84,13 @@ class Jobs:
             metadata: texts that Ray keeps with the job.
 
         Raises:
-            JobInvalid: the working directory, the command's file or the runtime environment is wrong; nothing was sent.
+            JobInvalid: the id, the working directory, the command's file or the runtime environment is wrong; nothing
+                was sent.
         """
+        job_id = self._new_id("job") if submission_id is None else checked_job_id(submission_id)
         request = plan_job(entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env)
         if request.package is not None:
             self._send(request.package)
-        job_id = submission_id or self._new_id("job")
         call = calls.submit(job_id, request.entrypoint, request.runtime_env, dict(metadata or {}))
         was_lost = False
         for delay in (*RETRY_DELAYS_S, None):
@@ -219,12 +220,12 @@ class AsyncJobs:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Submits a job and returns its id; see `Jobs.submit`."""
+        job_id = self._new_id("job") if submission_id is None else checked_job_id(submission_id)
         request = await asyncio.to_thread(
             plan_job, entrypoint, working_dir=working_dir, env=env, runtime_env=runtime_env
         )
         if request.package is not None:
             await self._send(request.package)
-        job_id = submission_id or self._new_id("job")
         call = calls.submit(job_id, request.entrypoint, request.runtime_env, dict(metadata or {}))
         was_lost = False
         for delay in (*RETRY_DELAYS_S, None):

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from corral.sdk.errors import EntrypointMissing, RuntimeEnvRefused
+from corral.sdk.errors import EntrypointMissing, JobIdMalformed, RuntimeEnvRefused
 from corral.sdk.jobs.package import PackagePlan, plan_package
 
 _SHELL = re.compile(r"[|&;<>()$`\\*?\[\]{}~#\n]")
 """Characters by which a shell does more than run one command: then the entrypoint is left to the cluster to judge."""
 _INTERPRETERS = re.compile(r"^(?:.*/)?(?:python[0-9.]*|bash|sh)$")
+_JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+"""One path segment that means the same however it is written; Ray also names the job's log file after it."""
 _REMOTE = re.compile(r"^[a-z0-9+]+://")
 
 
@@ -64,6 +66,21 @@ def plan_job(
         environment["working_dir"] = package.uri
     _check_entrypoint(entrypoint, package, is_dir_given=working_dir is not None)
     return JobRequest(entrypoint, environment, package)
+
+
+def checked_job_id(job_id: str) -> str:
+    """
+    An id for a new job, as it is.
+
+    Raises:
+        JobIdMalformed: the job could be submitted under it, and not be reached any more.
+    """
+    if _JOB_ID.fullmatch(job_id) is None:
+        raise JobIdMalformed(
+            f"{job_id[:60]!r} cannot be the id of a job; nothing was sent",
+            hint="use at most 128 letters, digits, points, hyphens and underscores, no point first",
+        )
+    return job_id
 
 
 def script_of(entrypoint: str) -> str | None:
