@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from corral.devices import AgentDesk
 from corral.platform import logs
 from corral.platform.database import Database
 from corral.platform.postgres import EmbeddedPostgres
+from corral.testing.local_network import free_port
 from corral.testing.postgres import PostgresServer
 from corral.testing.simulated_host import SimulatedHost, World
 from corral.wire.agent import Revision, encode
@@ -51,13 +51,6 @@ def data_dir() -> Iterator[Path]:
         Path(parent).chmod(0o711)
         yield Path(parent) / "data"
         EmbeddedPostgres(Path(parent) / "data").destroy()
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:

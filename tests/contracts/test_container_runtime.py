@@ -7,7 +7,6 @@ import secrets
 import shutil
 import subprocess
 import tarfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -211,14 +210,13 @@ class ContainerRuntimeContract:
         assert await until_exited(bench.runtime, name) == 137
 
     async def test_a_missing_image_is_an_error_and_never_a_pull(self, bench: Bench) -> None:
-        """It is said at once: a pull would take a registry, and time."""
+        """No image appears by itself: whoever wants one fetches it ahead."""
         body = {**bench.body(CAT), "Image": "sha256:" + "0" * 64}
         assert not await bench.runtime.has_image(body["Image"])
         assert await bench.runtime.has_image(bench.image)
-        began = time.monotonic()
         with pytest.raises(ImageMissing, match="not on this host"):
             await bench.runtime.create(bench.prefix + "none", body)
-        assert time.monotonic() - began < 5
+        assert not await bench.runtime.has_image(body["Image"])
         assert await bench.runtime.list_ours() == ()
 
     async def test_an_image_with_volumes_of_its_own_is_refused(self, bench: Bench, image_with_volume: str) -> None:
@@ -279,11 +277,9 @@ class ContainerRuntimeContract:
         name = await bench.run("heard", CAT)
         async with asyncio.timeout(20):
             assert {await heard.get(), await heard.get()} == {name}
-        began = time.monotonic()
         await bench.runtime.stop(name, grace_s=0)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await heard.get() == name
-        assert time.monotonic() - began < 5
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)
 

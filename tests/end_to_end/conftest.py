@@ -1,4 +1,4 @@
-"""One local network and one cluster of three hosts, shared by all end-to-end tests."""
+"""One local network for all end-to-end tests, and a cluster on its three hosts, made anew when a test has ended it."""
 
 import json
 import os
@@ -15,32 +15,39 @@ from corral.wire import api
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = "endtoend"
+PATIENCE = {"node_start_s": "240", "cluster_start_s": "500"}
+"""Seconds are measured in `bench/`: here a busy machine may take its time."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def network() -> Iterator[LocalNetwork]:
-    """A control plane, three hosts of three providers, a gateway, and a renter with credit."""
+    """A control plane, three hosts of three providers, a gateway, and a renter with credit; bookable."""
     images = json.loads((ROOT / ".cache/images.json").read_text())
-    with LocalNetwork(images=images) as made:
+    with LocalNetwork(images=images, settings=PATIENCE) as made:
         made.furnish()
         yield made
+    assert made.left_behind() == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def renter(network: LocalNetwork) -> Iterator[Client]:
     """The renter's client."""
     with network.client(network.people["rae"]) as client:
         yield client
 
 
-@pytest.fixture(scope="session")
-def cluster(renter: Client) -> api.Cluster:
-    """A cluster of three nodes that is ready."""
+@pytest.fixture
+def cluster(network: LocalNetwork, renter: Client) -> api.Cluster:
+    """A cluster of three nodes that is ready: the one of the test before, or a new one where that has ended it."""
+    for one in renter.clusters():
+        if one.name == CLUSTER and one.state == "ready":
+            return one
+    network.wait_until_bookable(network.people["rae"], devices=3)
     quote = renter.quote(name=CLUSTER, cpu=1, nodes=3, hours=1)
     return renter.wait_ready(renter.book(quote.id).id)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def upstream_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `ray` program of an environment of its own that holds nothing but Ray as published, from our lock."""
     folder = tmp_path_factory.mktemp("upstream") / "ray"

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +19,7 @@ from corral.agent.gateway import AuthoriseService, LeafTarget
 from corral.agent.gateway.front import front_configuration
 from corral.agent.gateway.web import leaf_configuration
 from corral.core.clock import SystemClock
+from corral.testing.local_network import free_port
 from corral.wire.agent import AuthoriseReply, AuthoriseRequest, LeafSpec, MeshSpec, Secrets
 
 RAY_TOKEN = "c0ffee" + "5a" * 29
@@ -145,7 +145,7 @@ def short_folder() -> Iterator[Path]:
 @pytest.fixture
 async def gateway(nginx: str, short_folder: Path) -> AsyncIterator[Gateway]:
     head, control_plane = Head(), ControlPlane()
-    head_port, leaf_port, front_port = _free_ports(3)
+    head_port, leaf_port, front_port = free_port(), free_port(), free_port()
     log = short_folder / "nginx.log"
     targets = {"mnist": LeafTarget(cluster_id=CLUSTER_ID, address="127.0.0.1", secret=LEAF_SECRET)}
     async with contextlib.AsyncExitStack() as stack:
@@ -230,11 +230,3 @@ async def _accepts(*ports: int) -> None:
                 continue
             writer.close()
             break
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
