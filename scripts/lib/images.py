@@ -42,6 +42,9 @@ TRIXIE = Suite(
 )
 BOOKWORM = Suite("bookworm", ("ca-certificates", "python3"), 36)
 
+PROTOCOL_IN_NET = [ROOT / "src" / "corral" / "protocol" / name for name in ("__init__.py", "paths.py")]
+"""Rules that the mesh container shares with the rest; they need nothing but the standard library."""
+
 # Taken out of a debootstrap base: caches, and documents that nobody reads in a container.
 _CLEARED = (
     "var/cache/apt",
@@ -69,7 +72,8 @@ class Builder:
 
     def ensure(self) -> dict[str, str]:
         """Ids of the three images, built where needed, and written to `.cache/images.json`."""
-        net_recipe = digest_of([IMAGES / "net", IMAGES / "common"], self._architecture, "net", *TRIXIE.packages)
+        net_sources = [IMAGES / "net", IMAGES / "common", *PROTOCOL_IN_NET]
+        net_recipe = digest_of(net_sources, self._architecture, "net", *TRIXIE.packages)
         ray_recipe = digest_of(
             [IMAGES / "ray", IMAGES / "common"], self._architecture, "ray", *BOOKWORM.packages, repr(self._options)
         )
@@ -103,6 +107,11 @@ class Builder:
 
     def _build_net(self, recipe: str) -> str:
         with _context() as folder:
+            package = folder / "net" / "corral" / "protocol"
+            package.mkdir(parents=True)
+            (package.parent / "__init__.py").write_text('"""The part of Corral that runs in this image."""\n')
+            for source in PROTOCOL_IN_NET:
+                shutil.copy(source, package)
             base, network = self._base(TRIXIE)
             return self._build("corral-net", "net/Dockerfile", folder, recipe, network, {"BASE": base})
 

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 from fastapi import FastAPI
@@ -46,10 +46,19 @@ class Estate:
         """Where the application receives hosts."""
         return self.app.state.agent_desk
 
-    async def add_host(self, name: str, owner: Keyholder, *, role: str = "host", slices: int = 1) -> SimulatedHost:
+    async def add_host(
+        self,
+        name: str,
+        owner: Keyholder,
+        *,
+        role: Literal["host", "gateway", "relay"] = "host",
+        slices: int = 1,
+        advertise: str = "",
+    ) -> SimulatedHost:
         """A host that joined by a token of its owner."""
         made = await self.ok("POST", "/v1/hosts/tokens", owner, {"role": role})
         host = SimulatedHost(self.world, self.desk, name, role=role, slices=slices)
+        host.advertise = advertise
         await host.enrol(made["token"])
         await host.turn()
         await flush(self.desk)

@@ -57,6 +57,8 @@ CLUSTERS = [
     ("POST", "/extension", {"id": numbered_id("ex", 7), "hours": 1}),
     ("POST", "/tickets", None),
     ("GET", "/bill", None),
+    ("GET", "/rosters", None),
+    ("GET", "/rosters?after=1", None),
 ]
 
 

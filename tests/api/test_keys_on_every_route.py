@@ -46,6 +46,7 @@ PEOPLE = {
     ("POST", "/v1/clusters/{name_or_id}/extension"),
     ("POST", "/v1/clusters/{name_or_id}/tickets"),
     ("GET", "/v1/clusters/{name_or_id}/bill"),
+    ("GET", "/v1/clusters/{name_or_id}/rosters"),
 }
 """Need somebody's key, and show or change only what is theirs."""
 

@@ -49,6 +49,7 @@ def control_plane(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[F
     serving = Serving(fake.app())
     fake.base_url = f"http://127.0.0.1:{serving.port}"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("CORRAL_URL", fake.base_url)
     monkeypatch.setenv("CORRAL_API_KEY", KEY)
     monkeypatch.setenv("COLUMNS", "100")

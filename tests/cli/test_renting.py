@@ -1,12 +1,16 @@
 """Renting from the command line: plan, booking, progress, bill."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import msgspec
 import pytest
 
-from corral.cli import progress
-from sdk.fake_control_plane import FakeControlPlane
+from corral.cli import clusters, progress
+from corral.sdk import Client
+from corral.testing.clock import FakeClock
+from sdk.fake_control_plane import FakeControlPlane, a_member, an_id
 
 from .conftest import Corral
 
@@ -174,3 +178,66 @@ def test_cluster_that_is_over_is_not_extended_and_shows_no_plan(
 def test_unknown_cluster_is_an_error_with_a_hint(corral: Corral, matches_snapshot: Compare) -> None:
     """On stderr, exit 1; as a problem with --json."""
     matches_snapshot(corral("show", "nope"), corral("down", "nope", "-y", "--json"))
+
+
+@pytest.fixture
+def chain(corral: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A cluster `mnist` with two rosters, and its id; the renter's clock stands still."""
+
+    @contextmanager
+    def still() -> Iterator[Client]:
+        with Client(clock=FakeClock()) as connected:
+            yield connected
+
+    monkeypatch.setattr(clusters, "client", still)
+    corral("up", "--cpu", "1", "--nodes", "2", "--name", "mnist", "-y")
+    cluster_id = an_id("cl", 1)
+    control_plane.publish(cluster_id, a_member(1), a_member(2))
+    control_plane.publish(cluster_id, a_member(1), a_member(2), a_member(3, leaf=True))
+    return cluster_id
+
+
+def test_members_are_shown_by_the_signed_chain(
+    corral: Corral, control_plane: FakeControlPlane, chain: str, matches_snapshot: Compare
+) -> None:
+    """Who is in the mesh, since which roster, and how much was verified; then what is new, and who has gone."""
+    first = corral("show", "mnist", "--members")
+    control_plane.publish(chain, a_member(1), a_member(2, start=2), a_member(3, leaf=True))
+    matches_snapshot(first, corral("show", "mnist", "--members"), corral("show", chain, "--members", "--follow"))
+
+
+def test_members_of_a_cluster_without_a_roster_are_none(
+    corral: Corral, control_plane: FakeControlPlane, chain: str, matches_snapshot: Compare
+) -> None:
+    """It has just been booked: the key is told, and kept."""
+    control_plane.rosters.clear()
+    matches_snapshot(corral("show", "mnist", "--members"))
+
+
+def test_broken_chain_is_an_error_that_says_what_to_do(
+    corral: Corral, control_plane: FakeControlPlane, chain: str, matches_snapshot: Compare
+) -> None:
+    """Exit 1, no table; the same with --json."""
+    corral("show", "mnist", "--members")
+    control_plane.rosters[chain].pop()
+    matches_snapshot(corral("show", "mnist", "--members"), corral("show", "mnist", "--members", "--json"))
+
+
+def test_json_of_members_holds_the_whole_keys(corral: Corral, control_plane: FakeControlPlane, chain: str) -> None:
+    """One document on stdout, nothing else."""
+    ran = corral("show", "mnist", "--members", "--json")
+    shown = json.loads(ran.out)
+    assert (ran.code, ran.err) == (0, "")
+    assert (shown["cluster_id"], shown["serial"], shown["rosters_verified"]) == (chain, 2, 2)
+    assert shown["members"][0]["direct_key"] == a_member(1).direct_key
+    assert [each["since_serial"] for each in shown["members"]] == [1, 1, 2]
+    assert shown["former"] == []
+
+
+def test_signed_name_cannot_command_the_terminal(corral: Corral, control_plane: FakeControlPlane, chain: str) -> None:
+    """Whoever signs rosters must not be able to wipe a line of the table."""
+    control_plane.publish(chain, msgspec.structs.replace(a_member(1), name="n1\x1b[1A\x1b[2K\r"))
+    ran = corral("show", "mnist", "--members")
+    assert ran.code == 0
+    assert "n1\ufffd[1A" in ran.out
+    assert not set("\x1b\r") & set(ran.out)

@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Literal
 
 import pytest
 import sqlalchemy as sa
@@ -48,7 +49,14 @@ class Network:
     bookings_made: int = 0
     steps: int = 0
 
-    async def add_host(self, name: str, *, role: str = "host", trouble: Trouble | None = None, slices: int = 1):
+    async def add_host(
+        self,
+        name: str,
+        *,
+        role: Literal["host", "gateway", "relay"] = "host",
+        trouble: Trouble | None = None,
+        slices: int = 1,
+    ) -> SimulatedHost:
         """A host that has enrolled and reported once."""
         host = SimulatedHost(self.world, self.desk, name, role=role, trouble=trouble, slices=slices)
         async with self.platform.database.transaction() as tx:

@@ -30,6 +30,7 @@ async def a_key(network: Network, name: str) -> tuple[identity.Caller, str]:
         ("POST", "/extension", {"id": numbered_id("ex", 1), "hours": 1}),
         ("POST", "/tickets", None),
         ("GET", "/bill", None),
+        ("GET", "/rosters", None),
     ],
 )
 async def test_a_foreign_cluster_is_unknown(network: Network, method: str, path: str, body: object) -> None:

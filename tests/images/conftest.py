@@ -51,10 +51,10 @@ def cluster(lab: Lab) -> Cluster:
         ]
         roles = ["node", "node", "node", "leaf"]
         meshes = list(pool.map(lambda n: lab.mesh(f"{n}-mesh", pauses[n], everybody[n], role=roles[n]), range(4)))
-        keys = {everybody[n]: meshes[n].wait_type("key")["public_key"] for n in range(4)}
+        keys = {everybody[n]: meshes[n].keys() for n in range(4)}
         endpoints: dict[str, str | None] = {everybody[n]: f"{bridge_address(pauses[n])}:51820" for n in range(4)}
         for n, mesh in enumerate(meshes):
-            mesh.send(roster(3, keys, endpoints, own=everybody[n]))
+            mesh.send(roster(3, keys, endpoints, own=everybody[n], passive=[leaf_address]))
         running = [work.result() for work in works]
     for work in running:
         work.send({"type": "start", "token": TOKEN})

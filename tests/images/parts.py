@@ -4,9 +4,9 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bare_cluster import BareClusterFailed, Engine, Stream
 
@@ -16,6 +16,13 @@ TOKEN = "5c" * 32
 DEADLINE_S = 60.0
 
 Message = dict[str, Any]
+
+
+class Keys(NamedTuple):
+    """Public keys of a member, one for each plane."""
+
+    direct: str
+    relayed: str
 
 
 class Part:
@@ -34,6 +41,11 @@ class Part:
         """One object, or a raw line, to its stdin."""
         assert self._stream is not None
         self._stream.send((message if isinstance(message, str) else json.dumps(message)) + "\n")
+
+    def keys(self) -> Keys:
+        """What a mesh container says of its keys."""
+        said = self.wait_type("keys")
+        return Keys(said["direct"], said["relayed"])
 
     def mark(self) -> int:
         """A position to wait from, so that older messages do not count."""
@@ -165,7 +177,9 @@ class Lab:
         body = {"ExposedPorts": {"51820/udp": {}}, "Cmd": ["/corral/pause"], "User": "65534:65534"}
         return self.start(name, {"Image": self.images["corral-net"], **body}, host, is_attached=False)
 
-    def mesh(self, name: str, pause: Part, address: str, *, role: str = "node", **host: Any) -> Part:
+    def mesh(
+        self, name: str, pause: Part, address: str, *, role: str = "node", closed: Sequence[str] = (), **host: Any
+    ) -> Part:
         """The mesh container of a node."""
         host = {
             "NetworkMode": f"container:{pause.name}",
@@ -181,7 +195,7 @@ class Lab:
         }
         environment = [
             *(f"CORRAL_MESH_ADDRESS={address}", f"CORRAL_MESH_NETWORK={NETWORK}", f"CORRAL_MESH_ROLE={role}"),
-            *("CORRAL_MESH_MTU=1280", "CORRAL_MESH_PORT=51820"),
+            *("CORRAL_MESH_MTU=1280", "CORRAL_MESH_PORT=51820", f"CORRAL_MESH_CLOSED={','.join(closed)}"),
         ]
         body = {"Image": self.images["corral-net"], "Cmd": ["/corral/mesh"], "Env": environment}
         return self.start(name, body, host)
@@ -261,7 +275,7 @@ class Member:
     pause: Part
     mesh: Part
     work: Part | None
-    key: str
+    keys: Keys
 
 
 @dataclass
@@ -287,11 +301,26 @@ def bridge_address(part: Part) -> str:
     return next(network["IPAddress"] for network in networks.values())
 
 
-def roster(serial: int, keys: dict[str, str], endpoints: dict[str, str | None], *, own: str) -> Message:
-    """The roster for the member `own`."""
+def roster(
+    serial: int,
+    keys: dict[str, Keys],
+    endpoints: dict[str, str | None],
+    *,
+    own: str,
+    relays: Sequence[str] = (),
+    passive: Sequence[str] = (),
+) -> Message:
+    """The roster for the member `own`, whose mailboxes are `relays`."""
     peers = [
-        {"public_key": key, "address": address, "endpoint": endpoints[address]}
+        {
+            "address": address,
+            "direct_key": key.direct,
+            "relayed_key": key.relayed,
+            "endpoints": [endpoint] if (endpoint := endpoints[address]) else [],
+            "relays": list(relays),
+            "passive": address in passive,
+        }
         for address, key in keys.items()
         if address != own
     ]
-    return {"type": "roster", "serial": serial, "peers": peers}
+    return {"type": "roster", "serial": serial, "peers": peers, "observers": []}

@@ -1,22 +1,27 @@
 """The mesh container by itself: restarts, silent peers, the way out, and what it says when it cannot work."""
 
-import time
+import socket
 from typing import Any
 
 import pytest
-from parts import NETWORK, Lab, Part, bridge_address, roster
+from parts import NETWORK, Keys, Lab, Part, bridge_address, roster
 
 pytestmark = pytest.mark.docker
 
 HERE, THERE = "10.128.0.1", "10.128.0.2"
 CONNECT = """
 import socket, sys
-try:
-    socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2).close()
-except OSError as error:
-    print("closed", error)
-else:
-    print("open")
+for _ in range(100):
+    try:
+        socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2).close()
+    except ConnectionRefusedError:
+        __import__("time").sleep(0.1)  # reached, but nobody listens yet
+    except OSError as error:
+        print("closed", error)
+        break
+    else:
+        print("open")
+        break
 """
 LISTEN = "import socket,time; s=socket.create_server(('0.0.0.0', 8000)); time.sleep(3600)"
 
@@ -27,14 +32,14 @@ class Pair:
     def __init__(self, lab: Lab, name: str) -> None:
         self.pauses = [lab.pause(f"{name}-{n}-pause") for n in range(2)]
         self.meshes = [lab.mesh(f"{name}-{n}-mesh", pause, (HERE, THERE)[n]) for n, pause in enumerate(self.pauses)]
-        self.keys: dict[str, str] = {}
+        self.keys: dict[str, Keys] = {}
         self.endpoints: dict[str, str | None] = {}
         self.learn()
 
     def learn(self) -> None:
         """Read keys and endpoints as they are now."""
         for n, address in enumerate((HERE, THERE)):
-            self.keys[address] = self.meshes[n].wait_type("key")["public_key"]
+            self.keys[address] = self.meshes[n].keys()
             self.endpoints[address] = f"{bridge_address(self.pauses[n])}:51820"
 
     def tell(self, n: int, serial: int) -> None:
@@ -57,22 +62,20 @@ def test_member_without_a_roster_has_no_address(lab: Lab) -> None:
     """The firewall is loaded and the key is made; whoever waits for the address waits for the roster."""
     pause = lab.pause("fresh-pause")
     mesh = lab.mesh("fresh-mesh", pause, HERE)
-    mesh.wait_type("key")
+    mesh.keys()
     assert HERE not in mesh.run("ip", "address")[1]
     assert "policy drop" in mesh.run("nft", "list", "ruleset")[1]
 
 
-def test_peer_that_comes_late_is_reached_without_waiting_for_wireguard(lab: Lab) -> None:
-    """WireGuard would repeat a lost initiation after 5 s only."""
+def test_peer_that_comes_late_is_reached(lab: Lab) -> None:
+    """The first calls are lost; one end calls again and again."""
     pair = Pair(lab, "late")
     first = 0 if pair.keys[HERE] < pair.keys[THERE] else 1  # the one that calls, into the void
     pair.tell(first, 1)
     pair.meshes[first].wait_type("configured")
     since = pair.meshes[first].mark()
     pair.tell(1 - first, 1)
-    began_at = time.monotonic()
     pair.meshes[first].wait_type("peers", since=since, handshaken=[(THERE, HERE)[first]])
-    assert time.monotonic() - began_at < 4.5
 
 
 def test_peer_without_an_endpoint_is_met_when_it_calls(lab: Lab) -> None:
@@ -98,7 +101,7 @@ def test_restarted_mesh_container_joins_again_with_a_new_key(lab: Lab, pair: Pai
     pair.meshes[0].wait_type("peers", handshaken=[THERE])
     pair.meshes[1].wait_type("peers", since=since, handshaken=[HERE])
     assert pair.meshes[0].run("ip", "route")[1].count(NETWORK) == 1
-    assert pair.meshes[1].run("wg", "show", "wgd", "peers")[1] == pair.keys[HERE]
+    assert pair.meshes[1].run("wg", "show", "wgd", "peers")[1] == pair.keys[HERE].direct
 
 
 def test_removed_member_loses_its_connection(pair: Pair) -> None:
@@ -112,20 +115,28 @@ def test_removed_member_loses_its_connection(pair: Pair) -> None:
     assert mesh.run("wg", "show", "wgd", "peers")[1] == ""
 
 
-def test_node_reaches_the_internet_and_a_leaf_does_not(lab: Lab) -> None:
-    """A network with public addresses (TEST-NET-3) stands for the internet."""
+def test_node_reaches_the_internet_but_not_its_own_machine_and_a_leaf_neither(lab: Lab) -> None:
+    """A network with public addresses (TEST-NET-3) stands for the internet; its gateway is this machine."""
     network = lab.network("internet", "203.0.113.0/24")
     server = lab.neighbour("server", "python3", "-c", LISTEN, network=network)
-    private = lab.neighbour("private", "python3", "-c", LISTEN)
-    address = bridge_address(server)
-    outcomes: dict[str, str] = {}
-    for role in ("node", "leaf"):
-        pause = lab.pause(f"{role}-internet-pause", network=network)
-        mesh = lab.mesh(f"{role}-internet-mesh", pause, HERE, role=role)
-        mesh.wait_type("key")
-        outcomes[role] = mesh.run("python3", "-c", CONNECT, address, "8000")[1].split()[0]
-        assert mesh.run("python3", "-c", CONNECT, bridge_address(private), "8000")[1].startswith("closed")
-    assert outcomes == {"node": "open", "leaf": "closed"}
+    with socket.create_server(("203.0.113.1", 0)) as own:
+        port = str(own.getsockname()[1])
+        open_to = {"internet": (bridge_address(server), "8000"), "machine": ("203.0.113.1", port)}
+        outcomes: dict[str, dict[str, str]] = {}
+        for role in ("node", "leaf"):
+            pause = lab.pause(f"{role}-internet-pause", network=network)
+            mesh = lab.mesh(f"{role}-internet-mesh", pause, HERE, role=role, closed=("203.0.113.1", "10.0.0.7"))
+            mesh.keys()
+            outcomes[role] = {what: _connects(mesh, *place) for what, place in open_to.items()}
+        assert outcomes["node"] == {"internet": "open", "machine": "closed"}
+        assert outcomes["leaf"] == {"internet": "closed", "machine": "closed"}
+        # Nothing but the rules stood in the way.
+        mesh.run("nft", "flush", "ruleset")
+        assert [_connects(mesh, *place) for place in open_to.values()] == ["open", "open"]
+
+
+def _connects(mesh: Part, address: str, port: str) -> str:
+    return mesh.run("python3", "-c", CONNECT, address, port)[1].split()[0]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +161,7 @@ def test_container_without_what_it_needs_says_so_and_ends(
 def test_dead_wireguard_takes_its_container_down(lab: Lab) -> None:
     """The agent sees a stopped container and starts it again; a mesh that is silently dead would stay so."""
     mesh = lab.mesh("dying-mesh", lab.pause("dying-pause"), HERE)
-    if mesh.wait_type("key")["implementation"] == "kernel":
+    if mesh.wait_type("keys")["implementation"] == "kernel":
         pytest.skip("there is no process of WireGuard to kill")
     mesh.run("sh", "-c", "kill -9 $(cat /proc/[0-9]*/stat | grep wireguard-go | cut -d' ' -f1)")
     assert "wireguard-go ended" in mesh.wait_type("fatal")["reason"]
@@ -161,7 +172,7 @@ def test_mesh_and_pause_end_at_once_when_told_to(lab: Lab) -> None:
     """SIGTERM ends them; nobody waits for the Engine to lose its patience."""
     pause = lab.pause("ending-pause")
     mesh = lab.mesh("ending-mesh", pause, HERE)
-    mesh.wait_type("key")
+    mesh.keys()
     for part in (mesh, pause):
         assert _stop_status(part) == 0
 

@@ -10,11 +10,6 @@ import pytest
 from corral.testing.lab.lab import Lab
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declares the marker of this folder."""
-    config.addinivalue_line("markers", "lab: makes namespaces and Docker Engines of its own; needs root")
-
-
 def why_no_namespaces() -> str:
     """Why machines of the lab cannot be made here; empty if they can."""
     if os.geteuid() != 0:

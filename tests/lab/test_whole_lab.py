@@ -1,7 +1,8 @@
-"""The main job on real hosts: three engines, three agents, three mesh ends, one Ray cluster over the lab's internet."""
+"""The whole on real hosts with engines, agents and relays of their own, behind every kind of NAT."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,63 +16,139 @@ from .conftest import why_no_namespaces
 pytestmark = [pytest.mark.lab, pytest.mark.docker, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-HOSTS = ("ada", "ben", "cleo")
-WHERE = """
-import collections, json, socket, time, ray
+NATS = {"ada": NatKind.none, "ben": NatKind.cone, "cleo": NatKind.symmetric}
+WITHIN_S = 60
+WORK = """
+import json, socket, sys, time, ray
 ray.init()
 
-@ray.remote(num_cpus=1, scheduling_strategy="SPREAD")
-def where():
-    time.sleep(0.5)
-    return socket.gethostname()
+@ray.remote(num_cpus=1)
+class Store:
+    def __init__(self, name):
+        self.name = name
+    def make(self, n):
+        return bytes([n % 256]) * 2_000_000
+    def take(self, blob):
+        return [self.name, len(blob), socket.gethostname()]
 
-print("hosts", json.dumps(collections.Counter(ray.get([where.remote() for _ in range(6)]))), flush=True)
+nodes = [node for node in ray.nodes() if node["Alive"]]
+strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+stores = [
+    Store.options(scheduling_strategy=strategy(node["NodeID"], soft=False), num_cpus=0.3).remote(n)
+    for n, node in enumerate(nodes)
+]
+hosts, rounds, until = set(), 0, time.monotonic() + float(sys.argv[1])
+print("begun", len(nodes), flush=True)
+while time.monotonic() < until or rounds < 3:
+    blobs = [store.make.remote(rounds) for store in stores]
+    for _, size, host in ray.get([store.take.remote(blob) for store in stores for blob in blobs], timeout=60):
+        assert size == 2_000_000
+        hosts.add(host)
+    rounds += 1
+alive = sum(node["Alive"] for node in ray.nodes())
+print("result", json.dumps({"hosts": sorted(hosts), "rounds": rounds, "alive": alive}), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Lab]:
-    """Three hosts without NAT, a gateway, and a renter behind a cone NAT."""
+    """A public host, one behind a cone and one behind a symmetric NAT, two relays; a cluster over all three."""
     if reason := why_no_namespaces():
         pytest.skip(reason)
     images = json.loads((ROOT / ".cache/images.json").read_text())
     with Lab(images=images, cache=ROOT / ".cache/lab") as made:
-        made.furnish(hosts=len(HOSTS), nat=NatKind.none)
+        made.furnish(hosts=len(NATS), nat=list(NATS.values()), relays=2)
+        made.corral("rae", "up", "--cpu", "1", "--nodes", "3", "--for", "2h", "--name", "whole", "-y")
         yield made
     assert made.left_behind() == []
 
 
-def test_hosts_on_three_engines_become_one_cluster_and_run_a_job(whole: Lab, tmp_path: Path) -> None:
-    """Nothing is shared but the lab's internet: each node is on an engine of its own, and the job runs on all three."""
-    whole.corral("rae", "up", "--cpu", "1", "--nodes", "3", "--for", "1h", "--name", "whole", "-y")
+def in_mesh(lab: Lab, host: str, *command: str) -> str:
+    """What a command says in the mesh container of the node on a host."""
+    engine = lab.engine(host)
+    [name] = engine.containers("corral-nd_*-mesh")
+    return engine.docker("exec", name, *command)
+
+
+def endpoint(lab: Lab, host: str, other: str, plane: str) -> str:
+    """Where a host's node sends to another's on one plane: `IP:port`; empty while it begins anew."""
+    allowed = in_mesh(lab, host, "wg", "show", plane, "allowed-ips")
+    found = [line.split()[0] for line in allowed.splitlines() if f"{address_of(lab, other)}/32" in line]
+    endpoints = in_mesh(lab, host, "wg", "show", plane, "endpoints")
+    return next((line.split()[1] for line in endpoints.splitlines() if line.split()[0] in found), "")
+
+
+def address_of(lab: Lab, host: str) -> str:
+    """The mesh address of the node on a host."""
+    engine = lab.engine(host)
+    [name] = engine.containers("corral-nd_*-mesh")
+    environment = engine.docker("inspect", "--format", "{{json .Config.Env}}", name)
+    return next(one.partition("=")[2] for one in json.loads(environment) if one.startswith("CORRAL_MESH_ADDRESS="))
+
+
+def plane_of(lab: Lab, host: str, other: str) -> str:
+    """Over which plane a host's node reaches another's."""
+    route = in_mesh(lab, host, "ip", "route", "get", address_of(lab, other))
+    return "relayed" if " wgr " in route else "direct"
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Returns once it holds."""
+    deadline = time.monotonic() + WITHIN_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_hosts_behind_every_kind_of_nat_are_one_cluster(whole: Lab) -> None:
+    """Nobody opened a port: two of the pairs meet directly, the third cannot and goes through a relay."""
     cluster = whole.json("rae", "show", "whole")
     assert cluster["state"] == "ready"
-    assert sorted(cluster["providers"]) == sorted(HOSTS)
-    assert sorted(node["host"] for node in cluster["nodes"]) == sorted(HOSTS)
-    for host in HOSTS:
-        assert len(whole.engine(host).containers("corral-nd_*-work")) == 1
-    assert len({whole.engine(host).docker("info", "--format", "{{.ID}}") for host in HOSTS}) == len(HOSTS)
-    (tmp_path / "where.py").write_text(WHERE)
-    log = whole.corral("rae", "job", "submit", "whole", "--working-dir", str(tmp_path), "--", "python", "where.py")
-    hosts = json.loads(log.partition("hosts ")[2].splitlines()[0])
-    assert set(hosts) == {node["name"] for node in cluster["nodes"]}
+    assert sorted(cluster["providers"]) == sorted(node["host"] for node in cluster["nodes"]) == sorted(NATS)
+    assert len({whole.engine(host).docker("info", "--format", "{{.ID}}") for host in NATS}) == len(NATS)
+    log = whole.corral("rae", "job", "submit", "whole", "--", "python", "-c", WORK, "0")
+    result = json.loads(log.partition("result ")[2].splitlines()[0])
+    assert (len(result["hosts"]), result["alive"]) == (3, 3)
+    for host, other in (("ada", "ben"), ("ben", "ada"), ("ada", "cleo"), ("cleo", "ada")):
+        wait_for(lambda h=host, o=other: plane_of(whole, h, o) == "direct")
+    for host, other in (("ben", "cleo"), ("cleo", "ben")):
+        assert plane_of(whole, host, other) == "relayed"
+    seen = whole.json("rae", "show", "whole", "--members")
+    assert {member["name"] for member in seen["members"]} == {*NATS, "gateway"}
+    assert {len(member["mailboxes"]) for member in seen["members"]} == {2}
 
 
-def test_cluster_outlives_a_power_cut_of_the_control_plane(whole: Lab) -> None:
-    """Its nodes go on without it; afterwards, on the same data, it knows them again, and the next job runs."""
+def test_a_job_outlives_its_paths_its_relays_and_the_control_plane(whole: Lab, tmp_path: Path) -> None:
+    """A path is cut, each relay dies in turn, and the control plane is away all the time: Ray notices nothing."""
+    (tmp_path / "work.py").write_text(WORK)
+    words = ["--no-wait", "--working-dir", str(tmp_path), "--", "python", "work.py", "45"]
+    job = json.loads(whole.corral("rae", "job", "submit", "--json", "whole", *words))["submission_id"]
+    wait_for(lambda: "begun 3" in whole.corral("rae", "job", "logs", "whole", job))
     whole.kill_control_plane()
     with pytest.raises(LabFailed):
         whole.corral("rae", "show", "whole")
-    assert whole.engine("ben").containers("corral-nd_*-work", running_only=True)
+    whole.cut("ada", "ben")
+    wait_for(lambda: plane_of(whole, "ada", "ben") == plane_of(whole, "ben", "ada") == "relayed")
+    for relay, other in (("relay-1", "relay-2"), ("relay-2", "relay-1")):
+        whole.kill_relay(relay)
+        place = whole.places[other].outer
+        for host, peer in (("ada", "ben"), ("ben", "ada"), ("ben", "cleo"), ("cleo", "ben")):
+            wait_for(lambda h=host, p=peer, at=place: endpoint(whole, h, p, "wgr").startswith(f"{at}:"))
+        whole.start_relay(relay)
+    whole.restore("ada", "ben")
+    wait_for(lambda: plane_of(whole, "ada", "ben") == plane_of(whole, "ben", "ada") == "direct")
     whole.start_control_plane()
+    log = whole.corral("rae", "job", "logs", "whole", job, "--follow")
+    result = json.loads(log.partition("result ")[2].splitlines()[0])
+    assert (len(result["hosts"]), result["alive"]) == (3, 3)
     assert whole.json("rae", "show", "whole")["state"] == "ready"
-    log = whole.corral("rae", "job", "submit", "whole", "--", "python", "-c", "print('still here')")
-    assert "still here" in log
 
 
-def test_renter_leaves_and_every_engine_is_empty(whole: Lab) -> None:
-    """Only the agents stay."""
+def test_a_renter_who_leaves_empties_every_engine(whole: Lab) -> None:
+    """Only the agents stay, and no mailbox at any relay."""
     whole.corral("rae", "down", "whole", "-y")
     assert whole.wait_until_idle(timeout_s=120)
-    for host in HOSTS:
+    for host in NATS:
         assert whole.engine(host).containers() == [f"corral-agent-{host}"]
+    for relay in ("relay-1", "relay-2"):
+        wait_for(lambda name=relay: "count=0" in whole.machine(name).log_file("relay").read_text().splitlines()[-1])

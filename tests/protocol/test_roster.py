@@ -9,14 +9,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.protocol.roster import GENESIS, Member, Roster, RosterRefused, accept, payload_hash, payload_of, sign
+from corral.protocol.roster import (
+    GENESIS,
+    Member,
+    Roster,
+    RosterRefused,
+    accept,
+    payload_hash,
+    payload_of,
+    sign,
+    verify_chain,
+)
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = base64.b64encode(KEY.public_key().public_bytes_raw()).decode()
 CLUSTER = "cl_00000000000000000000000001"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Signed:
     """A roster with its signature."""
 
@@ -26,13 +36,14 @@ class Signed:
 
 
 def a_member(number: int) -> Member:
-    key = base64.b64encode(number.to_bytes(32, "big")).decode()
+    direct, relayed = (base64.b64encode((number + plane).to_bytes(32, "big")).decode() for plane in (0, 1000))
     return Member(
         node_id=f"nd_{number:026d}",
         name=f"n{number}",
         kind="node",
         address=f"10.128.0.{number}",
-        public_key=key,
+        direct_key=direct,
+        relayed_key=relayed,
         engine_id="e",
         endpoints=(f"192.0.2.1:{number}",),
     )
@@ -120,7 +131,7 @@ def test_a_fork_is_noticed(first: set[int], second: set[int], other: set[int]) -
             applied(there[0], here[0])
 
 
-@given(st.integers(1, 60), st.integers(61, 99), st.sampled_from(["node_id", "address", "public_key"]))
+@given(st.integers(1, 60), st.integers(61, 99), st.sampled_from(["node_id", "address", "direct_key", "relayed_key"]))
 def test_members_that_share_something_are_refused(one: int, other: int, shared: str) -> None:
     """Two members never share an id, an address or a key."""
     twin = msgspec.structs.replace(a_member(other), **{shared: getattr(a_member(one), shared)})
@@ -133,3 +144,88 @@ def test_the_same_roster_has_one_payload() -> None:
     """The canonical form: what is hashed is what was signed."""
     one, again = a_chain([{1, 2}])[0], a_chain([{2, 1}])[0]
     assert one.payload == again.payload
+
+
+def verified(chain: list[Signed], last: Signed | None = None) -> list[Roster]:
+    return verify_chain(
+        [(one.payload, one.signature) for one in chain],
+        cluster_id=CLUSTER,
+        roster_key=PUBLIC,
+        last_serial=last.roster.serial if last else 0,
+        last_hash=payload_hash(last.payload) if last else GENESIS,
+    )
+
+
+long_chains = st.lists(st.sets(st.integers(1, 60), max_size=4), min_size=2, max_size=6).map(a_chain)
+
+
+@given(long_chains, st.lists(st.integers(1, 6), max_size=6))
+def test_a_true_chain_passes_in_any_paging(chain: list[Signed], sizes: list[int]) -> None:
+    """Pages are read one after the other, each from the end of the one before; an empty one changes nothing."""
+    last: Signed | None = None
+    read: list[Roster] = []
+    rest = chain
+    for size in [*sizes, len(chain)]:
+        page, rest = rest[:size], rest[size:]
+        read += verified(page, last)
+        last = page[-1] if page else last
+    assert read == [one.roster for one in chain]
+
+
+@given(long_chains, st.data())
+def test_a_chain_without_one_of_its_rosters_is_broken(chain: list[Signed], data: st.DataObject) -> None:
+    """All but the last: that it is missing, only who saw it before can tell."""
+    place = data.draw(st.integers(0, len(chain) - 2))
+    with pytest.raises(RosterRefused):
+        verified(chain[:place] + chain[place + 1 :])
+
+
+@given(long_chains, st.data())
+def test_a_chain_in_another_order_is_broken(chain: list[Signed], data: st.DataObject) -> None:
+    """Two swapped, or one told twice."""
+    one = data.draw(st.integers(0, len(chain) - 2))
+    other = data.draw(st.integers(one + 1, len(chain) - 1))
+    swapped = list(chain)
+    swapped[one], swapped[other] = chain[other], chain[one]
+    with pytest.raises(RosterRefused):
+        verified(swapped)
+    with pytest.raises(RosterRefused):
+        verified([*chain[: other + 1], *chain[one:]])
+
+
+@given(long_chains, st.sets(st.integers(61, 99), min_size=1, max_size=3), st.data())
+def test_a_past_that_is_edited_breaks_the_chain(chain: list[Signed], added: set[int], data: st.DataObject) -> None:
+    """Not signed anew, anywhere; signed anew with the true key, by whatever comes after."""
+    place = data.draw(st.integers(0, len(chain) - 2))
+    members = (*chain[place].roster.members, *(a_member(number) for number in sorted(added)))
+    edited = signed(msgspec.structs.replace(chain[place].roster, members=members))
+    for forged in (edited, Signed(edited.roster, edited.payload, chain[place].signature)):
+        with pytest.raises(RosterRefused):
+            verified([*chain[:place], forged, *chain[place + 1 :]])
+
+
+@given(long_chains, st.data())
+def test_a_roster_signed_by_another_key_breaks_the_chain(chain: list[Signed], data: st.DataObject) -> None:
+    """Wherever it is, also at the end."""
+    place = data.draw(st.integers(0, len(chain) - 1))
+    other = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    forged = Signed(chain[place].roster, chain[place].payload, sign(chain[place].payload, other))
+    with pytest.raises(RosterRefused):
+        verified([*chain[:place], forged, *chain[place + 1 :]])
+
+
+@given(long_chains, st.data())
+def test_a_stretch_that_does_not_follow_what_was_seen_is_broken(chain: list[Signed], data: st.DataObject) -> None:
+    """Nothing may be left out between what is known and what comes, nor at the very beginning."""
+    start = data.draw(st.integers(1, len(chain) - 1))
+    assert verified(chain[start:], chain[start - 1]) == [one.roster for one in chain[start:]]
+    for wrong in {None, *range(len(chain))} - {start - 1}:
+        with pytest.raises(RosterRefused):
+            verified(chain[start:], None if wrong is None else chain[wrong])
+
+
+def test_a_first_roster_that_names_a_predecessor_begins_no_chain() -> None:
+    """A chain begins with GENESIS."""
+    roster = Roster(cluster_id=CLUSTER, serial=1, previous="1" * 64, members=(a_member(1),))
+    with pytest.raises(RosterRefused):
+        verified([signed(roster)])

@@ -4,6 +4,8 @@ A small control plane for tests of the SDK and the command line: the people's ro
 It keeps the rules that a client can see (ids made by the client count once, unknown keys are refused), nothing else.
 """
 
+import base64
+import hashlib
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,13 +13,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import uvicorn
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
+from corral.protocol.roster import GENESIS, Mailbox, Member, Relay, Roster, payload_hash, payload_of, sign
 from corral.wire import api
 from corral.wire.problem import PROBLEM_MEDIA_TYPE, Problem
 from sdk.fake_ray import FakeRay
@@ -54,6 +59,12 @@ class FakeControlPlane:
     extensions: set[str] = field(default_factory=set)
     hosts: dict[str, api.Host] = field(default_factory=dict)
     quotes: dict[str, api.Quote] = field(default_factory=dict)
+    rosters: dict[str, list[api.ChainedRoster]] = field(default_factory=dict)
+    """By id of the cluster: the chain as it is served."""
+    roster_key: Ed25519PrivateKey = field(
+        default_factory=lambda: Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    )
+    rosters_per_page: int = 200
     enrolling: list[api.Host] = field(default_factory=list)
     """Hosts that are there once the list of hosts has been looked at."""
     reporting: set[str] = field(default_factory=set)
@@ -90,6 +101,7 @@ class FakeControlPlane:
             Route(f"{cluster}/extension", self._do(self._extend), methods=post),
             Route(f"{cluster}/tickets", self._do(self._ticket), methods=post),
             Route(f"{cluster}/bill", self._do(self._bill), methods=get),
+            Route(f"{cluster}/rosters", self._do(self._rosters), methods=get),
             Mount("/c/{name}", routes=self.ray.routes()),
         ]
         return Starlette(routes=routes)
@@ -353,6 +365,22 @@ class FakeControlPlane:
             ledger_sum_uc=0,
         )
 
+    def _rosters(self, request: Request, _: bytes) -> api.RosterChain:
+        cluster_id, after = self._found(request).id, int(request.query_params.get("after", "0"))
+        later = [one for one in self.rosters.get(cluster_id, []) if one.serial > after]
+        return api.RosterChain(
+            cluster_id=cluster_id, roster_key=public_key(self.roster_key), rosters=later[: self.rosters_per_page]
+        )
+
+    def publish(self, cluster_id: str, *members: Member) -> None:
+        """Signs the next roster of a cluster."""
+        chain = self.rosters.setdefault(cluster_id, [])
+        previous = payload_hash(chain[-1].payload) if chain else GENESIS
+        roster = Roster(
+            cluster_id=cluster_id, serial=len(chain) + 1, previous=previous, members=members, relays=(A_RELAY,)
+        )
+        chain.append(signed(roster, self.roster_key))
+
     # --- builders ---
 
     def _found(self, request: Request) -> api.Cluster:
@@ -436,6 +464,45 @@ class FakeControlPlane:
             at=NOW,
             memo="credit",
         )
+
+
+def public_key(key: Ed25519PrivateKey) -> str:
+    """The public part, base 64."""
+    return base64.b64encode(key.public_key().public_bytes_raw()).decode()
+
+
+def signed(roster: Roster, key: Ed25519PrivateKey) -> api.ChainedRoster:
+    """A roster as it is served."""
+    payload = payload_of(roster)
+    signed_at = NOW + timedelta(seconds=roster.serial)
+    return api.ChainedRoster(serial=roster.serial, payload=payload, signature=sign(payload, key), signed_at=signed_at)
+
+
+def resigned(one: api.ChainedRoster, key: Ed25519PrivateKey, **changes: Any) -> api.ChainedRoster:
+    """A served roster with other content, signed anew."""
+    return signed(msgspec.structs.replace(msgspec.json.decode(one.payload, type=Roster), **changes), key)
+
+
+A_RELAY = Relay(relay_id=an_id("hst", 900), site="192.0.2.90", address="192.0.2.90", observer_key="observer")
+
+
+def a_member(number: int, *, start: int = 1, leaf: bool = False) -> Member:
+    """A member as its mesh container is after its start number `start`: each start has keys of its own."""
+    direct, relayed = (
+        base64.b64encode(hashlib.sha256(f"{plane} {number} {start}".encode()).digest()).decode()
+        for plane in ("direct", "relayed")
+    )
+    return Member(
+        node_id=an_id("nd", number),
+        name="gate" if leaf else f"n{number}",
+        kind="leaf" if leaf else "node",
+        address=f"10.128.48.{number}" if leaf else f"10.128.0.{number}",
+        direct_key=direct,
+        relayed_key=relayed,
+        engine_id=f"engine-{number}",
+        endpoints=() if leaf else ("172.17.0.2:51820", f"198.51.100.{number}:32768"),
+        mailboxes=(Mailbox(relay_id=A_RELAY.relay_id, port=41000 + number),),
+    )
 
 
 def a_host(name: str = "alpha", number: int = 1) -> api.Host:

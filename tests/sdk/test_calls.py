@@ -169,7 +169,10 @@ _INVALID: list[tuple[Callable[[Any], Any], str]] = [
     (lambda corral: corral.create_key(""), "label must not be empty"),
     (lambda corral: corral.create_key("x" * 300), "label must have at most 80 characters"),
     (lambda corral: corral.create_join_token(expires_in_s=99 * 86400), "expires_in_s must be at most 2592000"),
-    (lambda corral: corral.create_join_token(role="king"), "role is not valid (input should be 'host' or 'gateway')"),
+    (
+        lambda corral: corral.create_join_token(role="king"),
+        "role is not valid (input should be 'host', 'gateway' or 'relay')",
+    ),
     (lambda corral: corral.set_intent("alpha", "gone"), "intent is not valid"),
     (lambda corral: corral.cluster("../whoami"), "'../whoami' is neither the name nor the id of a cluster"),
     (lambda corral: corral.end(""), "'' is neither the name nor the id of a cluster"),

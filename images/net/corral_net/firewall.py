@@ -1,7 +1,10 @@
 """The packet filter of a node's network namespace: deny by default, loaded before the mesh address exists."""
 
+import socket
+
 TABLE = "corral"
-MESH_INTERFACE = "wgd"
+INTERFACES = {"direct": "wgd", "relayed": "wgr"}
+"""The planes of the mesh."""
 HOST_INTERFACE = "eth0"
 FIREWALL_MARK = 0x4352
 """Carried by WireGuard's own packets. The workload cannot set it: that takes NET_ADMIN."""
@@ -22,31 +25,35 @@ CLOSED_NETWORKS = (
 )
 
 
-def rules(role: str, *, port: int) -> str:
+def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" = ()) -> str:
     """Text for `nft -f`: replaces our table as a whole, in one transaction.
 
     Args:
         role: "node", which trusts the mesh and may reach the internet, or "leaf", which accepts nothing from the mesh
             that it did not ask for and reaches nothing else.
-        port: UDP port of WireGuard inside the namespace.
+        port: UDP port of the direct plane's WireGuard inside the namespace.
+        relayed_port: of the relayed plane's; only what answers to it comes in.
+        closed: further addresses that a workload must not reach: those of the machine that it runs on.
 
     Raises:
         ValueError: `role` is neither.
     """
+    mesh = "{ " + ", ".join(f'"{interface}"' for interface in INTERFACES.values()) + " }"
     if role == "node":
         accepted = [
-            f'iifname "{MESH_INTERFACE}" accept',
+            f"iifname {mesh} accept",
             f'iifname "{HOST_INTERFACE}" ct state established,related accept',
         ]
         # No rule for established connections: nothing but WireGuard is accepted from outside, so there is nothing to
         # answer, and such a rule would let whoever gets hold of the UDP port talk to the peers' private addresses.
         sent = [
-            f"ip daddr {{ {', '.join(CLOSED_NETWORKS)} }} drop",
+            f"ip daddr {{ {', '.join((*CLOSED_NETWORKS, *(one for one in closed if not _is_closed(one))))} }} drop",
             f'oifname "{HOST_INTERFACE}" meta nfproto ipv4 accept',
         ]
     elif role == "leaf":
         accepted = [
-            f'iifname "{MESH_INTERFACE}" ct state established accept',
+            f"iifname {mesh} ct state established accept",
+            f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established accept',
             f'iifname "{HOST_INTERFACE}" tcp dport {LEAF_WEB_PORT} accept',
         ]
         sent = [f'oifname "{HOST_INTERFACE}" tcp sport {LEAF_WEB_PORT} ct state established accept']
@@ -70,9 +77,19 @@ table inet {TABLE} {{
   chain output {{
     type filter hook output priority 0; policy drop;
     oifname "lo" accept
-    oifname "{MESH_INTERFACE}" accept
+    oifname {mesh} accept
     oifname "{HOST_INTERFACE}" meta l4proto udp meta mark {FIREWALL_MARK:#x} accept
     {sent_lines}
   }}
 }}
 """
+
+
+def _is_closed(address: str) -> bool:
+    """Whether a closed network holds this address already: nft takes no overlapping elements."""
+    number = int.from_bytes(socket.inet_aton(address), "big")
+    for network in CLOSED_NETWORKS:
+        base, _, length = network.partition("/")
+        if number >> (32 - int(length)) == int.from_bytes(socket.inet_aton(base), "big") >> (32 - int(length)):
+            return True
+    return False

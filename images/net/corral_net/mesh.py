@@ -1,40 +1,40 @@
 """The mesh container of a node: firewall first, then WireGuard, then the address, for as long as it runs.
 
-Environment: CORRAL_MESH_ADDRESS, CORRAL_MESH_NETWORK, CORRAL_MESH_ROLE (node or leaf), CORRAL_MESH_MTU and
-CORRAL_MESH_PORT. Rosters come in on stdin; the public key, the serial in force and the peers that answered go out on
-stdout. The private key is made here at every start and stays in this process and on the stdin of `wg`.
+Environment: CORRAL_MESH_ADDRESS, CORRAL_MESH_NETWORK, CORRAL_MESH_ROLE (node or leaf), CORRAL_MESH_MTU,
+CORRAL_MESH_PORT, and CORRAL_MESH_CLOSED, addresses that the workload must not reach. Rosters come in on stdin; the
+public keys, the serial in force, the peers that answered and those reached through a relay go out on stdout. The
+private keys are made here at every start and stay in this process and on the stdin of `wg`.
+
+There are two planes, `direct` and `relayed`: two WireGuard interfaces with the same peers. Which of them carries the
+traffic to a peer is a route, decided here by `paths` from probes inside the tunnels.
 """
 
 import os
 import select
 import signal
-import subprocess
-import sys
 import time
 from typing import NamedTuple, NoReturn
 
 from corral_program import ControlInput, Malformed, emit, end_as_fatal
 
+from corral.protocol.paths import Paths, PeerPlan, Route
 from corral_net import firewall
-from corral_net.roster import KEEPALIVE_S, Peer, RosterRefused, configuration, is_ipv4, read_roster
+from corral_net.calling import Calls
+from corral_net.commands import Fatal, last_words, must, run
+from corral_net.probes import Prober
+from corral_net.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
+from corral_net.tunnel import PeerState, Tunnel, TunnelPeer
 
-INTERFACE = firewall.MESH_INTERFACE
-TUN = "/dev/net/tun"
-USERSPACE_SOCKET = f"/run/wireguard/{INTERFACE}.sock"
-USERSPACE_START_S = 5.0
+PLANES = ("direct", "relayed")
+RELAYED_PORT_STEP = 1
+"""The relayed plane listens beside the direct one; that port is never published."""
 POLL_SILENT_S = 0.05  # while a peer is expected any moment; handshakes take milliseconds on a LAN
-POLL_ABSENT_S = 0.5  # once a peer has been silent for PATIENCE_S: it is away, not late
-POLL_QUIET_S = 5.0
-PATIENCE_S = 15.0
+POLL_QUIET_S = 2.0
+PATIENCE_S = 15.0  # a peer that was silent for so long is away, not late
+POLL_AFTER_CALL_S = (0.1, 0.5)
+PROBES_WITHIN_S = 1.0
+MIND_SILENCE_S = 0.1
 REPORT_S = 60.0
-SESSION_S = 180.0
-"""WireGuard drops a session 180 s after its handshake (REJECT_AFTER_TIME); a living one is renewed after 120 s."""
-CALL_AGAIN_S, CALL_AGAIN_MAX_S = 0.1, 5.0
-ANSWER_FIRST_S = 1.0
-
-
-class Fatal(Exception):
-    """This container cannot do its work; the text says what is missing and what to do about it."""
 
 
 class Settings(NamedTuple):
@@ -43,22 +43,7 @@ class Settings(NamedTuple):
     role: str
     mtu: int
     port: int
-
-
-class PeerState(NamedTuple):
-    """One peer as WireGuard sees it."""
-
-    public_key: str
-    handshake_at: int  # seconds since the epoch; 0 is never
-    received_bytes: int
-    sent_bytes: int
-
-
-class Call(NamedTuple):
-    """The next attempt to reach a peer that has not answered yet."""
-
-    at: float
-    wait_s: float  # since the attempt before
+    closed: tuple[str, ...]
 
 
 def main() -> None:
@@ -67,9 +52,7 @@ def main() -> None:
     try:
         settings = read_settings(dict(os.environ))
         load_firewall(settings)
-        userspace = make_interface()
-        mesh = Mesh(settings, userspace)
-        mesh.run()
+        Mesh(settings).run()
     except Fatal as error:
         end_as_fatal(str(error))
 
@@ -90,9 +73,12 @@ def read_settings(environment: dict[str, str]) -> Settings:
         raise Fatal(f"CORRAL_MESH_NETWORK is not an IPv4 network: {network!r}")
     if role not in ("node", "leaf"):
         raise Fatal(f"CORRAL_MESH_ROLE is neither node nor leaf: {role!r}")
-    if not mtu.isdigit() or not 576 <= int(mtu) <= 65535 or not port.isdigit() or not 0 < int(port) < 65536:
+    if not mtu.isdigit() or not 576 <= int(mtu) <= 65535 or not port.isdigit() or not 0 < int(port) < 65535:
         raise Fatal(f"CORRAL_MESH_MTU or CORRAL_MESH_PORT is out of range: {mtu!r}, {port!r}")
-    return Settings(address, network, role, int(mtu), int(port))
+    closed = tuple(dict.fromkeys(one for one in environment.get("CORRAL_MESH_CLOSED", "").split(",") if one))
+    if not all(is_ipv4(one) for one in closed):
+        raise Fatal(f"CORRAL_MESH_CLOSED has something that is not an IPv4 address: {closed!r}")
+    return Settings(address, network, role, int(mtu), int(port), closed)
 
 
 def load_firewall(settings: Settings) -> None:
@@ -101,58 +87,52 @@ def load_firewall(settings: Settings) -> None:
     Raises:
         Fatal: the rules could not be loaded.
     """
-    done = _run("nft", "-f", "-", given=firewall.rules(settings.role, port=settings.port))
+    rules = firewall.rules(
+        settings.role,
+        port=settings.port,
+        relayed_port=settings.port + RELAYED_PORT_STEP,
+        closed=settings.closed,
+    )
+    done = run("nft", "-f", "-", given=rules)
     if done.returncode == 0:
         return
     if "not permitted" in done.stderr:
         raise Fatal("the firewall was not loaded: this container lacks NET_ADMIN; create it with `--cap-add NET_ADMIN`")
-    raise Fatal(f"the firewall was not loaded; the host's kernel needs nf_tables (`modprobe nf_tables`): {_last(done)}")
-
-
-def make_interface() -> "subprocess.Popen[bytes] | None":
-    """A fresh WireGuard interface, still without key, address and peers.
-
-    Returns:
-        The process of wireguard-go, or None where the kernel has WireGuard itself.
-
-    Raises:
-        Fatal: neither works here.
-    """
-    _run("ip", "link", "delete", INTERFACE)  # left by the kernel's own kind when this container was restarted
-    if _run("ip", "link", "add", INTERFACE, "type", "wireguard").returncode == 0:
-        return None
-    if not os.path.exists(TUN):
-        raise Fatal(
-            f"the kernel has no WireGuard module and {TUN} does not exist here; create the container with "
-            f"`--device {TUN}` (where the host lacks it too: `modprobe tun`)"
-        )
-    process = subprocess.Popen(("wireguard-go", "-f", INTERFACE), stdin=subprocess.DEVNULL, stdout=sys.stderr)
-    deadline = time.monotonic() + USERSPACE_START_S
-    while not os.path.exists(USERSPACE_SOCKET):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise Fatal(
-                f"wireguard-go did not start (status {process.returncode}); it needs NET_ADMIN, read and write access "
-                f"to {TUN} and a writable /run; its own message is on stderr"
-            )
-        time.sleep(0.005)
-    return process
+    raise Fatal(
+        f"the firewall was not loaded; the host's kernel needs nf_tables (`modprobe nf_tables`): {last_words(done)}"
+    )
 
 
 class Mesh:
-    """One WireGuard interface, kept at the newest roster."""
+    """Both planes of one member, kept at the newest roster."""
 
-    def __init__(self, settings: Settings, userspace: "subprocess.Popen[bytes] | None") -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._userspace = userspace
-        self._private_key = _must("wg", "genkey").strip()
-        self._public_key = _must("wg", "pubkey", given=self._private_key).strip()
-        self._serial: int | None = None
+        self._tunnels = {
+            plane: Tunnel(firewall.INTERFACES[plane], port=settings.port + n, mark=firewall.FIREWALL_MARK)
+            for n, plane in enumerate(PLANES)
+        }
+        self._calls = {plane: Calls(plane) for plane in PLANES}
+        self._calling: dict[str, set[str]] = {plane: set() for plane in PLANES}
+        """Addresses of peers with a keepalive: WireGuard begins with them by itself."""
+        self._endpoint_number: dict[tuple[str, str], int] = {}
+        self._shook_at: dict[tuple[str, str], float] = {}
+        self._paths = Paths()
+        self._probers: dict[str, Prober] = {}
+        self._roster: Roster | None = None
         self._peers: dict[str, Peer] = {}
-        self._calls: dict[str, Call] = {}  # by key; only peers that never answered
-        self._calling: set[str] = set()  # peers with a keepalive: WireGuard begins with them by itself
+        self._of_pin: dict[str, str] = {}
+        self._of_key: dict[str, str] = {}
+        self._routes: dict[str, tuple[str, ...]] = {}
         self._handshaken: tuple[str, ...] = ()
+        self._bytes = {"rx": 0, "tx": 0}
+        self._told: tuple[object, ...] = ()
+        self._is_all_there = True
+        self._looks: tuple[float, ...] = ()
+        self._minded_at = 0.0
         self._configured_at = self._reported_at = self._observed_at = 0.0
         self._input = ControlInput()
+        self._poll = select.poll()
 
     def run(self) -> NoReturn:
         """Serve until SIGTERM.
@@ -160,173 +140,276 @@ class Mesh:
         Raises:
             Fatal: wireguard-go died, or a command that must work failed.
         """
-        self._say_key()
-        poll = select.poll()
-        poll.register(self._input, select.POLLIN)
+        self._say_keys()
+        self._poll.register(self._input, select.POLLIN)
         while True:
-            timeout_s = (
-                None if self._serial is None else max(0.0, self._observed_at + self._pause_s() - time.monotonic())
-            )
-            if self._userspace is not None:
-                timeout_s = min(timeout_s or POLL_QUIET_S, POLL_QUIET_S)
-            if not self._input.is_open and timeout_s is None:
-                timeout_s = POLL_QUIET_S
-            if poll.poll(None if timeout_s is None else timeout_s * 1000):
-                for message in self._input.read():
-                    self._obey(message)
-                if not self._input.is_open:
-                    poll.unregister(self._input)
-            if self._userspace is not None and self._userspace.poll() is not None:
-                raise Fatal(f"wireguard-go ended with status {self._userspace.returncode}; its message is on stderr")
-            if self._serial is not None and time.monotonic() >= self._observed_at + self._pause_s():
-                self._observe()
+            for descriptor, _ in self._poll.poll(self._timeout_ms()):
+                self._read(descriptor)
+            for tunnel in self._tunnels.values():
+                tunnel.check()
+            if self._roster is not None:
+                self._work(time.monotonic())
+
+    def _timeout_ms(self) -> float:
+        if self._roster is None:
+            return POLL_QUIET_S * 1000
+        at = [self._observe_at(), self._paths.next_at()]
+        at += [calls.next_at() for calls in self._calls.values()]
+        return max(0.0, min(at) - time.monotonic()) * 1000
+
+    def _read(self, descriptor: int) -> None:
+        for plane, prober in self._probers.items():
+            if prober.fileno() == descriptor:
+                self._hear(plane, prober)
+                return
+        for message in self._input.read():
+            self._obey(message)
+        if not self._input.is_open:
+            self._poll.unregister(self._input)
+
+    def _work(self, now: float) -> None:
+        """Everything whose time has come."""
+        for probe in self._paths.due(now):
+            if not self._calls[probe.plane].may_probe(probe.peer):
+                continue
+            pin = pin_address(self._settings.network, probe.peer, probe.plane)
+            state = self._paths.state(probe.peer, now)
+            rtt_s = (state.direct if probe.plane == "direct" or state.relayed is None else state.relayed).rtt_s
+            self._probers[probe.plane].ask(pin, probe.sequence, rtt_s=rtt_s, interval_s=probe.interval_s)
+        self._set_routes(self._paths.decide(now))
+        if now >= self._minded_at + MIND_SILENCE_S:
+            self._mind_silence(now)
+        for plane in PLANES:
+            self._call_again(plane, now)
+        if now >= self._observe_at():
+            self._observe(now)
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
 
     def _obey(self, message: "dict[str, object] | Malformed") -> None:
         if isinstance(message, Malformed):
             emit("refused", serial=None, reason=str(message))
         elif message.get("type") == "hello":
-            self._say_key()
-            if self._serial is not None:
-                emit("configured", serial=self._serial)
-                self._reported_at = 0.0
-                self._observe()
+            self._say_keys()
+            if self._roster is not None:
+                emit("configured", serial=self._roster.serial)
+                self._told = ()
+                self._observe(time.monotonic())
         elif message.get("type") == "roster":
+            serial_min = -1 if self._roster is None else self._roster.serial
             try:
-                serial, peers = read_roster(
-                    message, own_address=self._settings.address, serial_min=-1 if self._serial is None else self._serial
-                )
+                roster = read_roster(message, own_address=self._settings.address, serial_min=serial_min)
             except RosterRefused as refused:
                 emit("refused", serial=message.get("serial"), reason=str(refused))
             else:
-                self._apply(serial, peers)
+                self._apply(roster)
         else:
             emit("refused", serial=None, reason="the type is neither roster nor hello")
 
-    def _apply(self, serial: int, peers: tuple[Peer, ...]) -> None:
-        settings = self._settings
-        others = tuple(peer for peer in peers if peer.public_key != self._public_key)
+    def _hear(self, plane: str, prober: Prober) -> None:
         now = time.monotonic()
-        added = {peer.public_key for peer in others} - self._peers.keys()
-        self._calling = (self._calling & {peer.public_key for peer in others}) | {
-            key for key in added if self._public_key < key
+        for probe in prober.read():
+            address = self._of_pin.get(probe.pin)
+            if address is None:
+                continue
+            if probe.is_reply:
+                self._paths.answered(address, plane, probe.sequence, now)
+            elif probe.rtt_s is not None and self._peers[address].is_passive:
+                self._paths.heard(address, plane, probe.rtt_s, now, probe.interval_s)
+
+    # --- rosters ----------------------------------------------------------------------------------------------------
+
+    def _apply(self, roster: Roster) -> None:
+        now = time.monotonic()
+        is_first = self._roster is None
+        before, self._roster = self._peers, roster
+        own = self._tunnels["direct"].public_key
+        self._peers = {peer.address: peer for peer in roster.peers if peer.direct_key != own}
+        network = self._settings.network
+        self._of_pin = {pin_address(network, address, plane): address for address in self._peers for plane in PLANES}
+        self._of_key = {_key(peer, plane): peer.address for peer in self._peers.values() for plane in PLANES}
+        for plane in PLANES:
+            self._sync(plane, before, roster.observers, now)
+        if is_first:
+            self._make_addresses()
+        gone = [(address, ()) for address in self._routes.keys() - self._peers.keys()]
+        self._set_routes([Route(address, planes, "gone") for address, planes in gone])
+        self._paths.set_peers({address: _plan(peer) for address, peer in self._peers.items()}, now)
+        self._configured_at = now
+        emit("configured", serial=roster.serial)
+        self._told = ()  # said anew for each roster: the same addresses may be other members now
+        self._observe(now)
+
+    def _sync(self, plane: str, before: "dict[str, Peer]", observers: "tuple[Observer, ...]", now: float) -> None:
+        """Bring one plane to the roster; peers with another key than before are called."""
+        peers = {address: peer for address, peer in self._peers.items() if plane == "direct" or peer.relays}
+        kept = {
+            address for address, peer in peers.items() if address in before and _same_on(plane, before[address], peer)
         }
-        text = configuration(
-            self._private_key, port=settings.port, mark=firewall.FIREWALL_MARK, peers=others, calling=self._calling
-        )
-        _must("wg", "syncconf", INTERFACE, "/dev/stdin", given=text)
-        if self._serial is None:
-            # The address comes last: whoever waits for it finds the firewall closed and the peers known.
-            commands = (
-                f"address replace {settings.address}/32 dev {INTERFACE}\n"
-                f"link set {INTERFACE} mtu {settings.mtu} up\n"
-                f"route replace {settings.network} dev {INTERFACE} src {settings.address}\n"
-            )
-            _must("ip", "-batch", "-", given=commands)
-        self._peers = {peer.public_key: peer for peer in others}
-        self._serial, self._configured_at = serial, now
-        self._calls = {key: call for key, call in self._calls.items() if key in self._peers}
-        for key in added:
-            wait_s = CALL_AGAIN_S if key in self._calling else ANSWER_FIRST_S
-            self._calls[key] = Call(now + wait_s, wait_s)
-        emit("configured", serial=serial)
-        self._reported_at = 0.0  # said anew for each roster: the same addresses may be other members now
-        self._observe()
+        for address in before.keys() - kept:
+            self._calls[plane].end(address)
+            self._endpoint_number.pop((address, plane), None)
+            self._shook_at.pop((address, plane), None)
+        first = {address for address in peers if self._is_caller(address)}
+        self._calling[plane] = (self._calling[plane] & kept) | (first - kept)
+        calling = {_key(peers[address], plane) for address in self._calling[plane]}
+        tunnel_peers = [self._tunnel_peer(plane, peer) for peer in peers.values()]
+        if plane == "direct":
+            # An observer answers nothing: it only sees where our calls come from.
+            tunnel_peers += [TunnelPeer(observer.public_key, (), observer.endpoint) for observer in observers]
+            calling |= {observer.public_key for observer in observers}
+        self._tunnels[plane].sync(tunnel_peers, calling=calling)
+        for address in peers.keys() - kept:
+            self._begin_calling(address, plane, now)
 
-    def _pause_s(self) -> float:
-        if len(self._handshaken) == len(self._peers):
-            return POLL_QUIET_S
-        return POLL_SILENT_S if time.monotonic() < self._configured_at + PATIENCE_S else POLL_ABSENT_S
+    def _make_addresses(self) -> None:
+        """The addresses come last: whoever waits for them finds the firewall closed and the peers known."""
+        address, network, mtu = self._settings.address, self._settings.network, self._settings.mtu
+        commands: list[str] = []
+        for plane in PLANES:
+            interface, pin = firewall.INTERFACES[plane], pin_address(network, address, plane)
+            commands += [f"address replace {pin}/32 dev {interface}", f"link set {interface} mtu {mtu} up"]
+            commands += [f"route replace {pin_network(network, plane)} dev {interface} src {pin}"]
+        direct = firewall.INTERFACES["direct"]
+        commands += [f"address replace {address}/32 dev {direct}"]
+        commands += [f"route replace {network} dev {direct} src {address}"]
+        must("ip", "-batch", "-", given="\n".join(commands) + "\n")
+        for plane in PLANES:
+            self._probers[plane] = prober = Prober(pin_address(network, address, plane))
+            self._poll.register(prober, select.POLLIN)
 
-    def _observe(self) -> None:
-        now, wall = time.monotonic(), time.time()
-        states = read_dump(_must("wg", "show", INTERFACE, "dump"))
+    def _set_routes(self, routes: "list[Route]") -> None:
+        """Routes as decided; the direct plane is the network's own route and needs none for a peer."""
+        commands: list[str] = []
+        for route in routes:
+            if route.planes in ((), ("direct",)):
+                if self._routes.pop(route.peer, None) is not None:
+                    commands.append(f"route delete {route.peer}/32")
+                continue
+            hops = [f"nexthop dev {firewall.INTERFACES[plane]}" for plane in route.planes]
+            way = " ".join(hops) if len(hops) > 1 else f"dev {firewall.INTERFACES[route.planes[0]]}"
+            commands.append(f"route replace {route.peer}/32 src {self._settings.address} {way}")
+            self._routes[route.peer] = route.planes
+        if commands:
+            must("ip", "-batch", "-", given="\n".join(commands) + "\n")
+            self._tell()
+
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    def _is_caller(self, address: str) -> bool:
+        return self._tunnels["direct"].public_key < self._peers[address].direct_key
+
+    def _begin_calling(self, address: str, plane: str, now: float, *, had_session: bool = False) -> None:
+        if address in self._calls[plane] or not self._endpoints(address, plane):
+            return
+        number = self._endpoint_number.get((address, plane), 0)
+        # What was used until now has failed: begin with the next one.
+        offset = number + 1 if had_session else number
+        is_caller = self._is_caller(address)
+        self._calls[plane].begin(address, now, is_caller=is_caller, offset=offset, had_session=had_session)
+
+    def _mind_silence(self, now: float) -> None:
+        """Peers that fell silent on a plane are called there; those that answer again are not."""
+        self._minded_at = now
+        for address, plane in self._paths.silent(now):
+            # After a handshake a few probes have to be given time.
+            if now >= self._shook_at.get((address, plane), 0.0) + PROBES_WITHIN_S:
+                self._begin_calling(address, plane, now, had_session=True)
+        for plane, calls in self._calls.items():
+            for address in calls.addresses():
+                if self._status(address, plane, now) == "alive":
+                    calls.end(address)
+
+    def _status(self, address: str, plane: str, now: float) -> str:
+        state = self._paths.state(address, now)
+        found = state.direct if plane == "direct" else state.relayed
+        return found.status if found is not None else "unknown"
+
+    def _call_again(self, plane: str, now: float) -> None:
+        due = self._calls[plane].due(now)
+        if not due:
+            return
+        for address, number in due:
+            self._endpoint_number[address, plane] = number
+        self._tunnels[plane].begin_again([self._tunnel_peer(plane, self._peers[address]) for address, _ in due])
+        self._calling[plane].update(address for address, _ in due)
+        self._looks = tuple(now + after_s for after_s in POLL_AFTER_CALL_S)
+
+    def _endpoints(self, address: str, plane: str) -> "tuple[str, ...]":
+        peer = self._peers[address]
+        return peer.endpoints if plane == "direct" else peer.relays
+
+    def _tunnel_peer(self, plane: str, peer: Peer) -> TunnelPeer:
+        endpoints = self._endpoints(peer.address, plane)
+        number = self._endpoint_number.get((peer.address, plane), 0)
+        allowed = (peer.address, pin_address(self._settings.network, peer.address, plane))
+        return TunnelPeer(_key(peer, plane), allowed, endpoints[number % len(endpoints)] if endpoints else None)
+
+    # --- observing --------------------------------------------------------------------------------------------------
+
+    def _observe_at(self) -> float:
+        """When to look at WireGuard again."""
+        if not self._is_all_there and self._observed_at < self._configured_at + PATIENCE_S:
+            return self._observed_at + POLL_SILENT_S
+        soon = (at for at in self._looks if at > self._observed_at)
+        return min([self._observed_at + POLL_QUIET_S, *soon])
+
+    def _observe(self, now: float) -> None:
+        wall_s = time.time()
+        alive: set[str] = set()
+        received = sent = 0
+        for plane, tunnel in self._tunnels.items():
+            states = [state for state in tunnel.states() if state.public_key in self._of_key]
+            self._note(plane, states, now)
+            alive |= {self._of_key[state.public_key] for state in states if state.is_fresh(wall_s)}
+            received += sum(state.received_bytes for state in states)
+            sent += sum(state.sent_bytes for state in states)
         self._observed_at = now
-        answered = {state.public_key for state in states if state.handshake_at}
-        self._keep_open(sorted(answered & self._calls.keys()))
-        self._call_again([key for key, call in self._calls.items() if now >= call.at], now)
-        alive = {state.public_key for state in states if state.handshake_at and wall - state.handshake_at < SESSION_S}
-        handshaken = tuple(sorted(peer.address for key, peer in self._peers.items() if key in alive))
-        if handshaken != self._handshaken or now >= self._reported_at + REPORT_S or not self._reported_at:
-            self._handshaken, self._reported_at = handshaken, now
-            received = sum(state.received_bytes for state in states)
-            sent = sum(state.sent_bytes for state in states)
-            emit("peers", handshaken=list(handshaken), bytes={"rx": received, "tx": sent})
+        self._is_all_there = len(alive) == len(self._peers)
+        self._handshaken = tuple(sorted(alive))
+        self._bytes = {"rx": received, "tx": sent}
+        self._tell(is_periodic=now >= self._reported_at + REPORT_S)
 
-    def _keep_open(self, keys: list[str]) -> None:
-        """Peers answered for the first time: from now on both ends keep the path open."""
-        for key in keys:
-            del self._calls[key]
-        if quiet := [key for key in keys if key not in self._calling]:
-            self._set_peers([("peer", key, "persistent-keepalive", str(KEEPALIVE_S)) for key in quiet])
-            self._calling.update(quiet)
+    def _note(self, plane: str, states: "list[PeerState]", now: float) -> None:
+        """Peers that answered are called no more, and both ends keep the path open from now on."""
+        met: list[str] = []
+        for state in states:
+            address = self._of_key[state.public_key]
+            self._paths.moved(address, plane, state.received_bytes + state.sent_bytes, now)
+            if state.handshake_at and self._calls[plane].shook_hands(address):
+                self._shook_at[address, plane] = now
+                met.append(address)
+        if quiet := [address for address in met if address not in self._calling[plane]]:
+            self._tunnels[plane].keep_open([_key(self._peers[address], plane) for address in quiet])
+            self._calling[plane].update(quiet)
 
-    def _call_again(self, keys: list[str], now: float) -> None:
-        """Make WireGuard begin its handshake with silent peers anew, at once.
+    def _tell(self, *, is_periodic: bool = False) -> None:
+        """Say who is there and who is reached through a relay, if that changed."""
+        relayed = sorted(address for address, planes in self._routes.items() if planes == ("relayed",))
+        told = (self._handshaken, relayed)
+        if told != self._told or is_periodic:
+            self._told, self._reported_at = told, time.monotonic()
+            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=self._bytes)
 
-        After an initiation it stays quiet for 5 s, whatever packets come. But an initiation to a peer that is not up
-        yet is lost, and two that cross on the wire cancel each other. So of a pair only the lower key calls at first,
-        and often; the other end begins only when that has failed for a second. A peer that is taken out and put back
-        starts from nothing.
-        """
-        reachable = [peer for key in keys if (peer := self._peers[key]).endpoint is not None]
-        if reachable:
-            self._set_peers([("peer", peer.public_key, "remove") for peer in reachable])
-            keepalive = ("persistent-keepalive", str(KEEPALIVE_S))
-            self._set_peers(
-                [
-                    (
-                        "peer",
-                        peer.public_key,
-                        "allowed-ips",
-                        f"{peer.address}/32",
-                        "endpoint",
-                        str(peer.endpoint),
-                        *keepalive,
-                    )
-                    for peer in reachable
-                ]
-            )
-            self._calling.update(peer.public_key for peer in reachable)
-        for key in keys:
-            wait_s = min(2 * self._calls[key].wait_s, CALL_AGAIN_MAX_S)
-            self._calls[key] = Call(now + wait_s, wait_s)
-
-    def _set_peers(self, changes: "list[tuple[str, ...]]") -> None:
-        for start in range(0, len(changes), 256):  # a command line has a bound
-            words = [word for change in changes[start : start + 256] for word in change]
-            _must("wg", "set", INTERFACE, *words)
-
-    def _say_key(self) -> None:
-        implementation = "kernel" if self._userspace is None else "wireguard-go"
-        emit("key", public_key=self._public_key, implementation=implementation)
+    def _say_keys(self) -> None:
+        keys = {plane: tunnel.public_key for plane, tunnel in self._tunnels.items()}
+        emit("keys", **keys, implementation=self._tunnels["direct"].implementation)
 
 
-def read_dump(text: str) -> list[PeerState]:
-    """Peers in the output of `wg show INTERFACE dump`, whose first line is the interface with its private key."""
-    fields = (line.split("\t") for line in text.splitlines()[1:])
-    # public key, preshared key, endpoint, allowed IPs, latest handshake, received, sent, keepalive
-    return [PeerState(peer[0], int(peer[4]), int(peer[5]), int(peer[6])) for peer in fields if len(peer) == 8]
+def _key(peer: Peer, plane: str) -> str:
+    return peer.direct_key if plane == "direct" else peer.relayed_key
 
 
-def _run(*command: str, given: str = "") -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=30, check=False)
-    except FileNotFoundError:
-        raise Fatal(f"{command[0]} is not in this image; it is not corral-net") from None
-    except subprocess.TimeoutExpired:
-        raise Fatal(f"{command[0]} did not answer within 30 s") from None
+def _same_on(plane: str, before: Peer, after: Peer) -> bool:
+    """Whether a peer can go on with the session that it has on this plane."""
+    if plane == "direct":
+        return before.direct_key == after.direct_key
+    return (before.relayed_key, before.relays) == (after.relayed_key, after.relays)
 
 
-def _must(*command: str, given: str = "") -> str:
-    done = _run(*command, given=given)
-    if done.returncode != 0:
-        raise Fatal(f"`{' '.join(command[:2])}` failed with status {done.returncode}: {_last(done)}")
-    return done.stdout
-
-
-def _last(done: "subprocess.CompletedProcess[str]") -> str:
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else "no message"
+def _plan(peer: Peer) -> PeerPlan:
+    relayed = " ".join((peer.relayed_key, *peer.relays)) if peer.relays else None
+    return PeerPlan(direct=peer.direct_key, relayed=relayed, passive=peer.is_passive)
 
 
 def _end(*_: object) -> NoReturn:

@@ -117,6 +117,8 @@ class HostFacts:
     role: Literal["host", "gateway"] = "host"
     dns: tuple[str, ...] = ("1.1.1.1", "9.9.9.9")
     """Public resolvers: the host's own are on private addresses, which a workload must not reach."""
+    closed: tuple[str, ...] = ()
+    """IPv4 addresses of this machine itself: a workload has no business with what listens there."""
     publish_ip: str = "0.0.0.0"  # noqa: S104 - the one port that strangers must reach is WireGuard's
     advertise: str = ""
     """Address at which other hosts reach published ports; empty: the control plane knows it better."""
@@ -345,6 +347,7 @@ def _mesh(
             "CORRAL_MESH_ROLE": role,
             "CORRAL_MESH_MTU": str(spec.mesh.mtu),
             "CORRAL_MESH_PORT": str(MESH_PORT),
+            "CORRAL_MESH_CLOSED": ",".join(facts.closed),
         },
         network=f"container:{container_name(spec.node_id, 'pause')}",
         memory_bytes=MESH_MEMORY_BYTES,

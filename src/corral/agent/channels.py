@@ -18,7 +18,7 @@ from corral.agent.bodies import Part
 from corral.agent.pacing import Allowance
 from corral.agent.runtime import Channel, RuntimeFailed
 from corral.core.clock import Clock
-from corral.wire.agent import Count, MeshAddress, PublicKey, Size
+from corral.wire.agent import Count, MeshAddress, MeshKeys, PublicKey, Size
 
 log = structlog.get_logger()
 
@@ -29,8 +29,9 @@ Reason = Annotated[str, msgspec.Meta(max_length=100_000)]
 Addresses = Annotated[tuple[MeshAddress, ...], msgspec.Meta(max_length=8192)]
 
 
-class Key(msgspec.Struct, frozen=True, tag="key"):
-    public_key: PublicKey
+class Keys(msgspec.Struct, frozen=True, tag="keys"):
+    direct: PublicKey
+    relayed: PublicKey
     implementation: str = ""
 
 
@@ -45,6 +46,7 @@ class Traffic(msgspec.Struct, frozen=True):
 
 class Peers(msgspec.Struct, frozen=True, tag="peers"):
     handshaken: Addresses
+    relayed: Addresses = ()
     bytes: Traffic = Traffic()
 
 
@@ -70,16 +72,17 @@ class Serving(msgspec.Struct, frozen=True, tag="serving"):
     digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
-Line: TypeAlias = Key | Configured | Peers | Fatal | Refused | Phase | Alive | Serving
+Line: TypeAlias = Keys | Configured | Peers | Fatal | Refused | Phase | Alive | Serving
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """What one container has said so far."""
 
-    mesh_key: str | None = None
+    mesh_keys: MeshKeys | None = None
     roster_serial: int = 0
     handshaken: tuple[str, ...] = ()
+    relayed: tuple[str, ...] = ()
     received_bytes: int = 0
     sent_bytes: int = 0
     ray_phase: str = ""
@@ -95,12 +98,18 @@ class Heard:
 def hear(heard: Heard, line: Line) -> Heard:
     """What is known after one more line."""
     match line:
-        case Key():
-            return replace(heard, mesh_key=line.public_key)
+        case Keys():
+            return replace(heard, mesh_keys=MeshKeys(direct=line.direct, relayed=line.relayed))
         case Configured():
             return replace(heard, roster_serial=line.serial, refused="")
         case Peers():
-            return replace(heard, handshaken=line.handshaken, received_bytes=line.bytes.rx, sent_bytes=line.bytes.tx)
+            return replace(
+                heard,
+                handshaken=line.handshaken,
+                relayed=line.relayed,
+                received_bytes=line.bytes.rx,
+                sent_bytes=line.bytes.tx,
+            )
         case Fatal():
             return replace(heard, fatal=line.reason)
         case Refused():
@@ -179,7 +188,7 @@ class PartChannel:
 
 
 # A container says only what its part has to say.
-_MeshLine: TypeAlias = Key | Configured | Peers | Fatal | Refused
+_MeshLine: TypeAlias = Keys | Configured | Peers | Fatal | Refused
 _WorkLine: TypeAlias = Phase | Alive | Fatal
 _WebLine: TypeAlias = Serving | Fatal | Refused
 _DECODERS: Mapping[str, "msgspec.json.Decoder[Any]"] = {

@@ -21,7 +21,7 @@ from corral.agent.faults import tidy
 from corral.agent.leaves import LeafConfigurer, LeafView, leaf_secret
 from corral.agent.observe import Found
 from corral.agent.records import Records, RosterMark
-from corral.agent.rosters import accepted_roster, peers_of
+from corral.agent.rosters import accepted_roster, told_of
 from corral.agent.runtime import Container, ContainerRuntime, RuntimeFailed
 from corral.core.clock import Clock
 from corral.protocol.roster import RosterRefused, payload_hash
@@ -214,7 +214,7 @@ class Conversations:
     async def _feed_roster(self, talk: Conversation, spec: NodeSpec | LeafSpec) -> None:
         channel = talk.channels.get("mesh")
         signed, own_hash = self._rosters.get(spec.cluster_id, (None, ""))
-        if channel is None or signed is None or channel.heard.mesh_key is None or not channel.is_open:
+        if channel is None or signed is None or channel.heard.mesh_keys is None or not channel.is_open:
             return
         if channel.sent_roster == own_hash or talk.judged == (own_hash, signed.signature):
             return
@@ -229,7 +229,8 @@ class Conversations:
             return
         talk.members = frozenset(member.address for member in roster.members)
         own = next((member for member in roster.members if member.node_id == spec.node_id), None)
-        if own is None or own.public_key != channel.heard.mesh_key:
+        keys = channel.heard.mesh_keys
+        if own is None or (own.direct_key, own.relayed_key) != (keys.direct, keys.relayed):
             return  # made before our key was known; the next one will name it
         talk.refused, talk.judged = None, ("", "")
         if mark is None or mark.payload_hash != own_hash:
@@ -237,8 +238,8 @@ class Conversations:
             self._marks = {**self._marks, spec.node_id: RosterMark(roster.serial, own_hash)}
             self._records.keep_rosters(self._marks)
         channel.sent_roster = own_hash
-        peers = peers_of(roster, node_id=spec.node_id, engine_id=self._facts.engine_id)
-        await channel.send(type="roster", serial=roster.serial, peers=peers)
+        told = told_of(roster, own, engine_id=self._facts.engine_id)
+        await channel.send(type="roster", serial=roster.serial, **told)
 
     async def _feed_web(self, talk: Conversation, spec: NodeSpec | LeafSpec, secrets: Secrets | None) -> None:
         channel = talk.channels.get("web")

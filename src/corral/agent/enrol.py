@@ -1,6 +1,7 @@
 """Enrolment: a host shows its token and its key, and is known from then on."""
 
 import base64
+from typing import Literal
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,7 +15,7 @@ def enrol_request(
     identity: Identity,
     *,
     name: str,
-    role: str,
+    role: Literal["host", "gateway", "relay"],
     development: bool,
     agent_version: str,
 ) -> EnrolRequest:
@@ -31,7 +32,7 @@ def enrol_request(
         signature=signature,
         identity=identity,
         name=name,
-        role="gateway" if role == "gateway" else "host",
+        role=role,
         development=development,
         agent_version=agent_version,
     )

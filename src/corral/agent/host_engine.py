@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import json
 import re
 import secrets
 import socket
@@ -191,42 +192,68 @@ class HostEngine:
         """
         if not image:
             return None
+        tun = {"PathOnHost": "/dev/net/tun", "PathInContainer": "/dev/net/tun", "CgroupPermissions": "rwm"}
+        host = {"CapAdd": ["NET_ADMIN"], "Devices": [tun], "NetworkMode": "none"}
+        try:
+            await self._try(image, _TUN_TEST, host)
+        except EngineFailed as error:
+            return error.message
+        return ""
+
+    async def host_addresses(self, image: str) -> tuple[str, ...]:
+        """
+        The machine's own IPv4 addresses, loopback apart, as a short container of our own image on its network sees
+        them.
+
+        Raises:
+            EngineFailed: they could not be found out.
+        """
+        said = await self._try(image, "ip -j -4 address show", {"NetworkMode": "host"})
+        try:
+            links = json.loads(said)
+            found = {entry["local"] for link in links for entry in link["addr_info"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise EngineFailed(f"the machine's addresses cannot be read: {error!r}") from error
+        return tuple(sorted(address for address in found if not address.startswith("127.")))
+
+    async def _try(self, image: str, command: str, host: Mapping[str, Any]) -> str:
+        """Runs a shell command in a short container without any capability but those in `host`; returns what it said.
+
+        Raises:
+            EngineFailed: it could not be run, or failed; the message is its own.
+        """
         body = {
             "Image": image,
-            "Entrypoint": ["/bin/sh", "-c", _TUN_TEST],
+            "Entrypoint": ["/bin/sh", "-c", command],
             "Labels": {LABEL_PART: "test"},
             "User": "0",
             "HostConfig": {
                 "CapDrop": ["ALL"],
-                "CapAdd": ["NET_ADMIN"],
-                "Devices": [
-                    {"PathOnHost": "/dev/net/tun", "PathInContainer": "/dev/net/tun", "CgroupPermissions": "rwm"}
-                ],
-                "NetworkMode": "none",
                 "ReadonlyRootfs": True,
                 "SecurityOpt": ["no-new-privileges"],
                 "Memory": 64 * 2**20,
                 "PidsLimit": 16,
+                **host,
             },
         }
         try:
             container = await self.docker.containers.create(body, name=f"corral-test-{secrets.token_hex(6)}")
         except aiodocker.DockerError as error:
-            return error.message
+            raise EngineFailed(error.message) from error
         try:
             async with asyncio.timeout(TEST_S_MAX):
                 await container.start()
                 ended = await container.wait()
-            if ended["StatusCode"] == 0:
-                return ""
             said = "".join(await container.log(stdout=True, stderr=True)).strip()
-            return said or f"the test ended with status {ended['StatusCode']}"
         except TimeoutError:
-            return f"the test did not end within {TEST_S_MAX:.0f} s"
+            raise EngineFailed(f"the test did not end within {TEST_S_MAX:.0f} s") from None
         except (aiodocker.DockerError, aiohttp.ClientError, OSError) as error:
-            return str(error)
+            raise EngineFailed(str(error)) from error
         finally:
             await container.delete(force=True)
+        if ended["StatusCode"] != 0:
+            raise EngineFailed(said or f"the test ended with status {ended['StatusCode']}")
+        return said
 
     async def read_volume_file(self, image: str, volume: str, name: str) -> bytes | None:
         """A file at the root of a volume, or None. The volume is made if it does not exist."""

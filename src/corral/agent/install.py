@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -68,7 +68,7 @@ class Wishes:
     url: str
     ca_sha256: str = ""
     name: str = ""
-    role: str = "host"
+    role: Literal["host", "gateway"] = "host"
     development: bool = False
     slice: str = ""
     cores: float

@@ -25,6 +25,7 @@ from corral.agent.images import ImageStore
 from corral.agent.leaves import LeafView
 from corral.agent.machine import Machine
 from corral.agent.nodes import NodeKeeper
+from corral.agent.rosters import ipv4_or_none
 from corral.agent.settings import (
     STATE_DIR,
     HostSettings,
@@ -41,6 +42,8 @@ from corral.wire.agent import Desired, Hardware, NodeReport, Report, Revision
 
 HARDWARE_PERIOD_S = 300.0
 """How often the hardware is looked at again: a card may fall off its bus, a disk fill up."""
+CLOSED_MAX = 256
+"""Addresses of its own that a host closes to workloads: far more than any has."""
 LEAVES_PERIOD_S = 0.2
 """How often new leaves are looked for, so that their clusters are probed."""
 _NOWHERE = Revision(0, 0)
@@ -305,6 +308,9 @@ async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngi
     # The very image that ours was built on, where it is here; else our own, which holds the same programs.
     built_on = image_ids().get("corral-net", "")
     has_built_on = bool(built_on) and not await engine.missing_images((built_on,))
+    own = set(await engine.host_addresses(settings.own_image))
+    if (advertised := ipv4_or_none(settings.advertise)) is not None:
+        own.add(str(advertised))
     return HostFacts(
         host_id=settings.host_id,
         engine_id=settings.engine_id,
@@ -312,6 +318,7 @@ async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngi
         devices=machine.own_devices(),
         role=settings.role,
         advertise=settings.advertise,
+        closed=tuple(sorted(own))[:CLOSED_MAX],
         gateway_bind=settings.gateway_bind,
         auth_volume=auth_volume(settings.slice) if settings.role == "gateway" else "",
         has_ipv6=os.access("/proc/sys/net/ipv6", os.F_OK),

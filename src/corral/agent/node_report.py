@@ -1,6 +1,6 @@
 """What is reported of one node: facts from the engine and from its programs, as far as each may speak."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from corral.agent.bodies import MESH_PORT
 from corral.agent.channels import Heard
@@ -36,16 +36,21 @@ def node_report(
         pause=_state(parts.get("pause")),
         mesh=_state(parts.get("mesh")),
         work=_state(parts.get("work" if isinstance(spec, NodeSpec) else "web")),
-        mesh_key=mesh.mesh_key,
+        mesh_keys=mesh.mesh_keys,
         endpoints=_endpoints(parts.get("pause"), advertise),
         roster_serial=mesh.roster_serial,
-        handshaken=tuple(address for address in dict.fromkeys(mesh.handshaken) if address in members),
+        handshaken=_known(mesh.handshaken, members),
+        relayed=_known(mesh.relayed, members),
         ray_phase=ray.ray_phase,
-        alive=tuple(address for address in dict.fromkeys(ray.alive) if address in members) if is_head else (),
+        alive=_known(ray.alive, members) if is_head else (),
         received_bytes=mesh.received_bytes,
         sent_bytes=mesh.sent_bytes,
         fault=fault,
     )
+
+
+def _known(addresses: Iterable[str], members: Set[str]) -> tuple[str, ...]:
+    return tuple(address for address in dict.fromkeys(addresses) if address in members)
 
 
 def _endpoints(pause: Container | None, advertise: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from corral.agent.bodies import MESH_PORT
 from corral.agent.records import RosterMark
+from corral.protocol import relays
 from corral.protocol.addresses import MEMBERS_MAX
 from corral.protocol.roster import Member, Roster, RosterRefused, accept
 from corral.wire.agent import LeafSpec, NodeSpec, SignedRoster
@@ -20,6 +21,10 @@ PORT_MIN = 1024
 """Engines publish on ephemeral ports; below this are the services that send back more than they are sent."""
 MEMBERS_BEHIND_ONE_ADDRESS_MAX = 64
 """A site may have many hosts behind one router. Beyond this, a cluster's handshakes would be aimed at one victim."""
+
+
+CANDIDATES_MAX = 8
+"""Endpoints of one member that are tried."""
 
 
 def accepted_roster(signed: SignedRoster, spec: NodeSpec | LeafSpec, mark: RosterMark | None) -> Roster:
@@ -46,49 +51,90 @@ def accepted_roster(signed: SignedRoster, spec: NodeSpec | LeafSpec, mark: Roste
                 f"roster {roster.serial} gives node {spec.node_id} the address {member.address}, "
                 f"its spec says {spec.mesh.address}; nothing was applied"
             )
-        if (address := _ipv4(member.address)) is None or address not in network:
+        if (address := ipv4_or_none(member.address)) is None or address not in network:
             raise RosterRefused(
                 f"roster {roster.serial} has a member outside of {network}: {member.address[:40]!r}; not applied"
             )
     return roster
 
 
-def peers_of(roster: Roster, *, node_id: str, engine_id: str) -> list[dict[str, Any]]:
+def told_of(roster: Roster, own: Member, *, engine_id: str) -> dict[str, Any]:
     """
-    The other members, as the mesh container is told of them.
+    The other members and the relays, as the mesh container of `own` is told of them.
 
-    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from elsewhere at the
-    first one that is published. One without an endpoint for us, or with one that no host could have, opens the path
-    itself.
+    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from elsewhere at
+    those that are published. One without an endpoint for us, or with one that no host could have, opens the path
+    itself. On the relayed plane every peer has our own mailbox at the relay that the pair uses for its endpoint.
     """
-    others = [member for member in roster.members if member.node_id != node_id]
-    endpoints = {member.node_id: _endpoint(member, engine_id) for member in others}
-    crowded = _crowded(endpoint for endpoint in endpoints.values() if endpoint is not None)
-    return [
-        {
-            "public_key": member.public_key,
-            "address": member.address,
-            "endpoint": None if endpoints[member.node_id] in crowded else endpoints[member.node_id],
-        }
-        for member in others
-    ]
+    others = [member for member in roster.members if member.node_id != own.node_id]
+    endpoints = {member.node_id: _endpoints(member, engine_id) for member in others}
+    crowded = _crowded(endpoint for found in endpoints.values() for endpoint in found)
+    mailboxes = _mailboxes(roster, own)
+    return {
+        "peers": [
+            {
+                "address": member.address,
+                "direct_key": member.direct_key,
+                "relayed_key": member.relayed_key,
+                "endpoints": [endpoint for endpoint in endpoints[member.node_id] if endpoint not in crowded],
+                "relays": [mailboxes[relay_id] for relay_id in _relays(roster, own, member) if relay_id in mailboxes],
+                "passive": member.kind == "leaf",
+            }
+            for member in others
+        ],
+        "observers": [
+            {"public_key": relay.observer_key, "endpoint": mailboxes[relay.relay_id]}
+            for relay in roster.relays
+            if relay.relay_id in mailboxes
+        ],
+    }
 
 
-def _endpoint(member: Member, engine_id: str) -> str | None:
-    is_near = member.engine_id == engine_id
-    reachable = member.endpoints[:1] if is_near else member.endpoints[1:2]
-    if not reachable or len(reachable[0]) > len("255.255.255.255:65535"):
+def _mailboxes(roster: Roster, own: Member) -> dict[str, str]:
+    """By relay: the endpoint of our own mailbox."""
+    addresses = {relay.relay_id: relay.address for relay in roster.relays}
+    found = {box.relay_id: _public_endpoint(f"{addresses.get(box.relay_id, '')}:{box.port}") for box in own.mailboxes}
+    return {relay_id: endpoint for relay_id, endpoint in found.items() if endpoint is not None}
+
+
+def _relays(roster: Roster, own: Member, other: Member) -> tuple[str, ...]:
+    """The relays of a pair: primary, then backup. Both ends come to the same, as both read the same roster."""
+    sites = {relay.relay_id: relay.site for relay in roster.relays}
+    mine, theirs = (
+        [
+            relays.Mailbox(member.node_id, box.relay_id, sites.get(box.relay_id, ""), box.rtt_us or None)
+            for box in member.mailboxes
+        ]
+        for member in (own, other)
+    )
+    return relays.choose(mine, theirs, salt=roster.cluster_id)
+
+
+def _endpoints(member: Member, engine_id: str) -> tuple[str, ...]:
+    if member.engine_id != engine_id:
+        found = [_public_endpoint(endpoint) for endpoint in member.endpoints[1:CANDIDATES_MAX]]
+        return tuple(dict.fromkeys(endpoint for endpoint in found if endpoint is not None))
+    near = [_public_endpoint(endpoint) for endpoint in member.endpoints[:1]]
+    # On the bridge every mesh container listens on the same port; nothing else there is any of a peer's business.
+    return tuple(one for one in near if one is not None and _is_on_bridge(one))
+
+
+def _is_on_bridge(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    return IPv4Address(host).is_private and int(port) == MESH_PORT
+
+
+def _public_endpoint(text: str) -> str | None:
+    """An endpoint that another host of the network could have; None for any other."""
+    if len(text) > len("255.255.255.255:65535"):
         return None
-    host, _, port = reachable[0].rpartition(":")
-    address = _ipv4(host)
+    host, _, port = text.rpartition(":")
+    address = ipv4_or_none(host)
     if address is None or not (port.isascii() and port.isdecimal()):
         return None
     if address.is_unspecified or address.is_loopback or address.is_link_local or address.is_multicast:
         return None
     if address.is_reserved or not PORT_MIN <= int(port) <= 65535:
-        return None
-    # On the bridge every mesh container listens on the same port; nothing else there is any of a peer's business.
-    if is_near and not (address.is_private and int(port) == MESH_PORT):
         return None
     return f"{address}:{int(port)}"
 
@@ -104,7 +150,8 @@ def _crowded(endpoints: Iterable[str]) -> frozenset[str]:
     )
 
 
-def _ipv4(text: str) -> IPv4Address | None:
+def ipv4_or_none(text: str) -> IPv4Address | None:
+    """The IPv4 address that this text is, if it is one."""
     try:
         return IPv4Address(text)
     except ValueError:

@@ -24,10 +24,13 @@ from corral.cli.session import client
 from corral.cli.wishes import parse_hours
 
 if TYPE_CHECKING:
+    from corral.sdk.rosters import Members
     from corral.wire.api import Bill, Cluster
 
 ClusterArgument = Annotated[str, typer.Argument(metavar="CLUSTER", help="Name or id of the cluster.")]
 _BYTES = 1024.0
+_KEY_CHARACTERS = 12
+"""Of a key: enough to tell two apart at a glance; `--json` shows all of it."""
 
 
 def ps(
@@ -58,42 +61,21 @@ def ps(
 def show(
     cluster: ClusterArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait until it is ready, phase by phase.")] = False,
+    members: Annotated[
+        bool, typer.Option("--members", help="Its mesh instead: verify the signed rosters, show who is in it.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Show one cluster: its nodes, and how long each phase of its start took."""
     with client() as corral:
-        found = corral.cluster(cluster)
-        if follow:
+        found = None if members and not follow else corral.cluster(cluster)
+        if follow and found is not None:
             found = follow_start(corral, found)
-    if is_json():
-        put_json(found)
-        return
-    rows = [
-        ["name", found.name],
-        ["id", found.id],
-        ["state", found.state + (f" ({found.reason})" if found.reason else "")],
-        ["hired", f"{found.hours} h at {usd(found.rate_uc_per_hour)} an hour"],
-        ["charged", f"{usd(found.charged_uc)}, held {usd(found.held_uc)}"],
-        ["ready", instant(found.ready_at)],
-        ["ended" if found.ended_at else "ends", instant(found.ended_at or found.ends_at)],
-        ["providers", f"{', '.join(found.providers)}: as trustworthy as the least of them"],
-        ["jobs", found.jobs_url or "-"],
-    ]
-    put(table(["", ""], rows).lstrip("\n"))
-    nodes = [
-        [
-            node.name,
-            node.role,
-            node.host,
-            node.provider,
-            node.address,
-            node.state + (f" ({node.reason})" if node.reason else ""),
-            f"{_size(node.received_bytes)} in, {_size(node.sent_bytes)} out",
-        ]
-        for node in found.nodes
-    ]
-    put("\n" + table(["NODE", "ROLE", "HOST", "PROVIDER", "ADDRESS", "STATE", "TRAFFIC"], nodes))
-    put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
+        chain = corral.members(cluster if found is None else found.id) if members else None
+    if chain is not None:
+        _put_members(chain)
+    elif found is not None:
+        _put_cluster(found)
 
 
 def dashboard(
@@ -211,6 +193,78 @@ def earnings(json: JsonOption = False) -> None:
     headers = ["HOST", "DEVICE", "BOOKING", "TIME", "PER HOUR", "PAID", "FEE", "EARNED", "STATE"]
     put(table(headers, rows, right=headers[3:8]))
     put(f"\nearned {usd(earned.total_net_uc)} in all")
+
+
+def _put_cluster(found: "Cluster") -> None:
+    if is_json():
+        put_json(found)
+        return
+    rows = [
+        ["name", found.name],
+        ["id", found.id],
+        ["state", found.state + (f" ({found.reason})" if found.reason else "")],
+        ["hired", f"{found.hours} h at {usd(found.rate_uc_per_hour)} an hour"],
+        ["charged", f"{usd(found.charged_uc)}, held {usd(found.held_uc)}"],
+        ["ready", instant(found.ready_at)],
+        ["ended" if found.ended_at else "ends", instant(found.ended_at or found.ends_at)],
+        ["providers", f"{', '.join(found.providers)}: as trustworthy as the least of them"],
+        ["jobs", found.jobs_url or "-"],
+    ]
+    put(table(["", ""], rows).lstrip("\n"))
+    nodes = [
+        [
+            node.name,
+            node.role,
+            node.host,
+            node.provider,
+            node.address,
+            node.state + (f" ({node.reason})" if node.reason else ""),
+            f"{_size(node.received_bytes)} in, {_size(node.sent_bytes)} out",
+        ]
+        for node in found.nodes
+    ]
+    put("\n" + table(["NODE", "ROLE", "HOST", "PROVIDER", "ADDRESS", "STATE", "TRAFFIC"], nodes))
+    put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
+
+
+def _put_members(chain: "Members") -> None:
+    if is_json():
+        put_json(chain)
+        return
+    rows = [
+        [
+            _printable(member.name),
+            member.kind,
+            _printable(member.address),
+            _printable(", ".join(member.endpoints)) or "-",
+            _printable(", ".join(f"{box.address}:{box.port}" for box in member.mailboxes)) or "-",
+            str(member.since_serial),
+        ]
+        for member in chain.members
+    ]
+    put(table(["MEMBER", "KIND", "ADDRESS", "ENDPOINTS", "RELAYS", "SINCE"], rows, right=["SINCE"]))
+    if chain.former:
+        former = [
+            [_printable(one.name), one.kind, _printable(one.address), str(one.first_serial), str(one.last_serial)]
+            for one in chain.former
+        ]
+        put("\nno longer, or no longer with the same keys:")
+        put(table(["MEMBER", "KIND", "ADDRESS", "SINCE", "UNTIL"], former, right=["SINCE", "UNTIL"]))
+    put(f"\n{_chain_line(chain)}")
+
+
+def _chain_line(chain: "Members") -> str:
+    known = "first seen now" if chain.is_first_look else f"known since {instant(chain.known_since)}"
+    key = f"{_printable(chain.roster_key[:_KEY_CHARACTERS])}…"
+    if chain.serial == 0:
+        return f"no roster yet; {key} will sign; {known}"
+    new = "" if chain.is_first_look else f", {chain.rosters_new} of them new"
+    return f"roster {chain.serial}, signed by {key}; {plural(chain.rosters_verified, 'roster')} verified{new}; {known}"
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: a signed name must not be able to hide a line."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
 def _put_bill(bill: "Bill") -> None:

@@ -65,6 +65,7 @@ class Role(StrEnum):
 
     host = "host"
     gateway = "gateway"
+    relay = "relay"
 
 
 @app.command("join")
@@ -74,7 +75,7 @@ def join(
     ] = None,
     run: Annotated[bool, typer.Option("--run", help="Join this machine, now.")] = False,
     role: Annotated[
-        Role, typer.Option("--role", help="`gateway`: serve clusters' dashboards (operators).")
+        Role, typer.Option("--role", help="`gateway`: serve dashboards; `relay`: forward between hosts (operators).")
     ] = Role.host,
     advertise: Annotated[
         str | None, typer.Option("--advertise", metavar="IP", help="Address at which other hosts reach this one.")
@@ -102,6 +103,9 @@ def join(
         )
     if gateway_bind is not None and role is not Role.gateway:
         raise UsageProblem("--gateway-bind is for --role gateway; nothing was asked for")
+    if role is Role.relay:
+        _show_relay_line(None if name is None else checked_name(name), run=run)
+        return
     options: list[str] = []
     for option, value in (
         ("--name", None if name is None else checked_name(name)),
@@ -135,6 +139,25 @@ def join(
         put_json({"line": line, "expires_at": token.expires_at.isoformat(), "role": token.role})
         return
     say(f"paste this on the machine before {instant(token.expires_at)}:")
+    put(line)
+
+
+def _show_relay_line(name: str | None, *, run: bool) -> None:
+    """A relay is no container on an engine but a process of its own: there is nothing to install."""
+    if run:
+        raise UsageProblem(
+            "a relay is a process that you run; nothing was asked for", hint="corral host join --role relay"
+        )
+    with client() as corral:
+        token, url = corral.create_join_token(role="relay"), corral.config.url or ""
+    command = ["corral", "relay", "--url", url]
+    command += ["--ca-sha256", token.ca_sha256] if token.ca_sha256 else []
+    command += ["--name", name] if name is not None else []
+    line = f"printf %s {shlex.quote(token.token)} | {shlex.join(command)}"
+    if is_json():
+        put_json({"line": line, "expires_at": token.expires_at.isoformat(), "role": token.role})
+        return
+    say(f"type this on the relay's machine before {instant(token.expires_at)}; later `corral relay` is enough:")
     put(line)
 
 

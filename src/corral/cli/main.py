@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import corral
-from corral.cli import account, clusters, credit, hosts, jobs, keys, market, serve
+from corral.cli import account, clusters, credit, hosts, jobs, keys, market, relay, serve
 from corral.cli.output import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -52,6 +52,7 @@ app.add_typer(hosts.fleet_app, name="fleet")
 app.command()(clusters.earnings)
 app.add_typer(credit.app, name="credit")
 app.add_typer(serve.serve_app, name="serve")
+app.command()(relay.relay)
 
 
 @app.callback()

@@ -45,7 +45,7 @@ def has_containers(node: NodeView) -> bool:
 
 def has_keys(node: NodeView) -> bool:
     """Whether a node has said all that a roster tells of it."""
-    return node.report is not None and node.report.mesh_key is not None and bool(node.report.endpoints)
+    return node.report is not None and node.report.mesh_keys is not None and bool(node.report.endpoints)
 
 
 def _nodes(snapshot: Snapshot) -> tuple[NodeView, ...]:

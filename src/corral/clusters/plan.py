@@ -198,7 +198,9 @@ def _plan_end(snapshot: Snapshot, now: datetime) -> list[Action]:
 def _publish(snapshot: Snapshot, now: datetime) -> list[Action]:
     members = roster_members(snapshot)
     if snapshot.roster is not None:
-        return [] if snapshot.roster.members == members else [Publish(members)]
+        described = tuple(relay.described() for relay in snapshot.relays)
+        is_same = (snapshot.roster.members, snapshot.roster.relays) == (members, described)
+        return [] if is_same else [Publish(members)]
     nodes = [node for node in snapshot.nodes if node.kind == "node"]
     if not nodes or not all(has_keys(node) for node in nodes):
         return []
@@ -306,13 +308,14 @@ def _stamped(snapshot: Snapshot, phase: str) -> datetime | None:
 
 def _member(node: NodeView) -> Member:
     report = node.report
-    key = report.mesh_key if report is not None and report.mesh_key is not None else ""
+    keys = report.mesh_keys if report is not None else None
     return Member(
         node_id=node.node_id,
         name=node.name,
         kind=node.kind,
         address=node.address,
-        public_key=key,
+        direct_key=keys.direct if keys is not None else "",
+        relayed_key=keys.relayed if keys is not None else "",
         engine_id=node.engine_id,
         endpoints=_endpoints(node),
     )
@@ -320,7 +323,8 @@ def _member(node: NodeView) -> Member:
 
 def _endpoints(node: NodeView) -> tuple[str, ...]:
     """
-    Where a member answers: first on its engine's bridge, then published ports at the address of its host.
+    Where a member answers: first on its engine's bridge, then published ports at the address of its host, then where
+    relays see it.
 
     A port that is published on every address of a host is told at the one by which others reach it.
     """
@@ -333,4 +337,4 @@ def _endpoints(node: NodeView) -> tuple[str, ...]:
                 continue
             address = node.reachable_at
         told.append(f"{address}:{port}")
-    return tuple(dict.fromkeys(told))
+    return tuple(dict.fromkeys([*told, *node.observed])) if told else ()

@@ -5,7 +5,7 @@ from typing import Annotated
 import sqlalchemy as sa
 from fastapi import APIRouter, Query
 
-from corral import bookings, devices
+from corral import bookings, devices, mesh
 from corral.clusters.access import ENTERABLE, make_ticket
 from corral.clusters.apply import end_by_renter
 from corral.clusters.book import book
@@ -142,3 +142,20 @@ async def show_bill(name_or_id: str, caller: CallerDep, platform: PlatformDep) -
     async with platform.database.transaction() as tx:
         row = await own_cluster(tx, caller.person_id, name_or_id)
         return await bookings.bill(tx, BookingId(row.booking_id), now=platform.clock.now())
+
+
+@router.get("/{name_or_id}/rosters")
+async def list_rosters(
+    name_or_id: str,
+    caller: CallerDep,
+    platform: PlatformDep,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="serial of the last roster already known")] = 0,
+) -> api.RosterChain:
+    """The signed rosters of a cluster's mesh that follow serial `after`: at most 200, in order; empty at the end."""
+    async with platform.database.transaction() as tx:
+        cluster_id = ClusterId((await own_cluster(tx, caller.person_id, name_or_id)).id)
+        return api.RosterChain(
+            cluster_id=cluster_id,
+            roster_key=mesh.roster_public_key(platform.master_key, cluster_id),
+            rosters=await mesh.chain(tx, cluster_id, after),
+        )

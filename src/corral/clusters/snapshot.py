@@ -8,7 +8,7 @@ from typing import Literal
 from corral.clusters.states import ClusterState
 from corral.core.ids import BookingId, ClusterId, HostId, NodeId
 from corral.devices import Liveness
-from corral.mesh import LatestRoster
+from corral.mesh import LatestRoster, RelayView
 from corral.wire.agent import NodeReport
 
 Role = Literal["head", "worker", "gateway"]
@@ -47,6 +47,8 @@ class NodeView:
     """Whether its lines have begun."""
     report: NodeReport | None
     reported_at: datetime | None
+    observed: tuple[str, ...] = ()
+    """Endpoints at which relays see its direct plane."""
     alive_at: datetime | None
     """The last instant at which it was known to work, before a report that says otherwise."""
 
@@ -77,6 +79,8 @@ class Snapshot:
     not_gone: int
     """Nodes no longer wanted whose hosts have not confirmed it yet."""
     roster: LatestRoster | None
+    relays: tuple[RelayView, ...] = ()
+    """Those that its members should use."""
     phases: Mapping[str, PhaseView]
     limits: Limits
 

@@ -38,7 +38,8 @@ class ClusterSource:
         )
         rows = (await tx.execute(query)).all()
         if not rows:
-            return DesiredParts()
+            # Only relays have mailboxes, and relays have no nodes.
+            return DesiredParts(mailboxes=await mesh.mailboxes_at(tx, host_id))
         cluster_ids = sorted({ClusterId(row.cluster_id) for row in rows})
         keys = await self._device_keys(tx, [row.id for row in rows])
         heads = await _head_addresses(tx, cluster_ids)
@@ -84,6 +85,8 @@ class ClusterSource:
             elif row.id not in shown and _is_confirmed(row, report.applied):
                 news.append((row, {"gone_at": now}))
                 changed.add(ClusterId(row.cluster_id))
+        if report.relay is not None and host.role == "relay":
+            changed |= await mesh.note_relay(tx, host.host_id, report.relay)
         await lock_clusters(tx, changed)
         for row, values in news:
             if values:

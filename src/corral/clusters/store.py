@@ -237,6 +237,11 @@ async def snapshot(
     begun = {line.id for line in await bookings.lines_of(tx, booking.id) if line.from_at is not None}
     hosts = await devices.hosts_by_id(tx, {HostId(one.host_id) for one in nodes})
     reached = await tx.execute(sa.select(phase).where(phase.c.cluster_id == cluster_id))
+    roster = await mesh.latest_roster(tx, cluster_id)
+    heard_after = now - timedelta(seconds=settings.host_offline_after_s)
+    relays = await mesh.relays(tx, heard_after=heard_after)
+    used = {relay.relay_id for relay in roster.relays} if roster is not None else set[str]()
+    observed = await mesh.observed_endpoints(tx, cluster_id)
     return Snapshot(
         cluster_id=cluster_id,
         booking_id=BookingId(row.booking_id),
@@ -252,6 +257,7 @@ async def snapshot(
                 hosts[HostId(one.host_id)],
                 settings,
                 is_charged=begun.issuperset(lines.get(NodeId(one.id), [])),
+                observed=observed.get(one.id, ()),
                 now=now,
                 serving_since=serving_since,
             )
@@ -259,7 +265,8 @@ async def snapshot(
             if one.removed_at is None
         ),
         not_gone=sum(one.removed_at is not None and one.gone_at is None for one in nodes),
-        roster=await mesh.latest_roster(tx, cluster_id),
+        roster=roster,
+        relays=mesh.wanted_relays(used, relays),
         phases={one.name: PhaseView(at=one.at, detail=one.detail) for one in reached},
         limits=Limits(
             node_start_s=settings.node_start_s,
@@ -281,6 +288,7 @@ def _node_view(
     settings: ServerSettings,
     *,
     is_charged: bool,
+    observed: tuple[str, ...],
     now: datetime,
     serving_since: datetime,
 ) -> NodeView:
@@ -296,6 +304,7 @@ def _node_view(
         host_id=HostId(row.host_id),
         host_name=host.name,
         engine_id=host.engine_id,
+        observed=observed,
         reachable_at=host.reachable_at,
         liveness=liveness,
         last_seen_at=host.last_seen_at,

@@ -28,6 +28,7 @@ from corral.wire.agent import (
     EnrolReply,
     EnrolRequest,
     LeafSpec,
+    MailboxSpec,
     NodeSpec,
     Report,
     Revision,
@@ -52,6 +53,7 @@ class DesiredParts:
     leaves: tuple[LeafSpec, ...] = ()
     secrets: dict[str, Secrets] = field(default_factory=dict[str, Secrets])
     rosters: dict[str, SignedRoster] = field(default_factory=dict[str, SignedRoster])
+    mailboxes: tuple[MailboxSpec, ...] = ()
 
 
 class DesiredSource(Protocol):
@@ -169,7 +171,7 @@ class AgentDesk:
 
     async def _has_news(self, host: Host, report: Report) -> bool:
         """Whether there is something to answer at once: asked far more often than a state has to be assembled."""
-        if host.hardware is None and report.hardware is None:
+        if host.hardware is None and report.hardware is None and host.role != "relay":
             return True
         async with self.platform.database.transaction() as tx:
             return await revision_of(tx, host.host_id) > report.seen
@@ -202,8 +204,8 @@ class AgentDesk:
                 raise HostRefused("this host is not known")
             parts = await self._source.desired_for(tx, host_id)
         images = self.platform.images
-        # The image of pause, mesh and web is named by the agent's own; a gateway runs no Ray.
-        wanted = () if host.role == "gateway" else ("corral-ray",)
+        # The image of pause, mesh and web is named by the agent's own; neither a gateway nor a relay runs Ray.
+        wanted = ("corral-ray",) if host.role == "host" else ()
         return Desired(
             revision=revision,
             server_time=self.platform.clock.now(),
@@ -212,8 +214,9 @@ class AgentDesk:
             leaves=parts.leaves,
             secrets=parts.secrets,
             rosters=parts.rosters,
+            mailboxes=parts.mailboxes,
             prefetch=tuple(images[name] for name in wanted if name in images),
-            saw_hardware=host.hardware is not None,
+            saw_hardware=host.hardware is not None or host.role == "relay",
         )
 
     @contextmanager

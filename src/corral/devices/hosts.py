@@ -85,7 +85,8 @@ async def insert_host(
             join_token_id=token_id,
             development=request.development,
             intent=Intent.ACTIVE.value,
-            health=Health.CHECKING.value,
+            # A relay lends nothing, so there is nothing to check.
+            health=(Health.OK if request.role == "relay" else Health.CHECKING).value,
             agent_version=request.agent_version,
             created_at=now,
         )

@@ -29,8 +29,8 @@ DeskDep = Annotated[AgentDesk, Depends(_desk)]
 
 @router.post("/tokens", status_code=201)
 async def create_join_token(body: api.JoinTokenRequest, caller: CallerDep, platform: PlatformDep) -> api.JoinToken:
-    """Makes a token with which hosts join; gateways only for operators. Its text is shown this once."""
-    if body.role == "gateway":
+    """Makes a token with which hosts join; gateways and relays only for operators. Its text is shown this once."""
+    if body.role != "host":
         require_operator(caller)
     async with platform.database.transaction() as tx:
         token, expires_at = await make_join_token(

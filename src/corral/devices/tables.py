@@ -68,7 +68,7 @@ host = Table(
     Column("left_at", Instant),
     CheckConstraint("intent IN ('active','paused','draining','left')", name="intent"),
     CheckConstraint("health IN ('checking','ok','failed')", name="health"),
-    CheckConstraint("role IN ('host','gateway')", name="role"),
+    CheckConstraint("role IN ('host','gateway','relay')", name="role"),
     Index(
         "uq_host_identity", "machine_id", "engine_id", "slice", unique=True, postgresql_where=text("left_at IS NULL")
     ),

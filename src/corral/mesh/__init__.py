@@ -1,9 +1,11 @@
-"""The control plane's side of clusters' meshes: network numbers, member numbers, signed rosters."""
+"""The control plane's side of clusters' meshes: network and member numbers, signed rosters, relays."""
 
 from corral.mesh.errors import MeshError, NoNetworkLeft
 from corral.mesh.network import Mesh, close_mesh, mesh_of, new_members, open_mesh
+from corral.mesh.relays import RelayView, mailboxes_at, note_relay, observed_endpoints, relays, wanted_relays
 from corral.mesh.rosters import (
     LatestRoster,
+    chain,
     in_order,
     latest_roster,
     publish_roster,
@@ -16,13 +18,20 @@ __all__ = [
     "Mesh",
     "MeshError",
     "NoNetworkLeft",
+    "RelayView",
+    "chain",
     "close_mesh",
     "in_order",
     "latest_roster",
+    "mailboxes_at",
     "mesh_of",
     "new_members",
+    "note_relay",
+    "observed_endpoints",
     "open_mesh",
     "publish_roster",
+    "relays",
     "roster_public_key",
     "signed_rosters",
+    "wanted_relays",
 ]

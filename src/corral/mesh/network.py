@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from corral.core.ids import ClusterId, PersonId
 from corral.mesh.errors import NoNetworkLeft
+from corral.mesh.relays import close_mailboxes
 from corral.mesh.tables import mesh_network
 from corral.platform.database import Tx
 from corral.protocol.addresses import CLUSTER_NETWORKS, MEMBERS_MAX, MeshFull, cluster_network
@@ -73,7 +74,8 @@ async def new_members(tx: Tx, cluster_id: ClusterId, count: int) -> list[int]:
 
 
 async def close_mesh(tx: Tx, cluster_id: ClusterId, now: datetime) -> None:
-    """Gives a cluster's network number back; a closed mesh stays closed."""
+    """Gives a cluster's network number and mailboxes back; a closed mesh stays closed."""
+    await close_mailboxes(tx, cluster_id)
     await tx.execute(
         sa.update(mesh_network)
         .where(mesh_network.c.cluster_id == cluster_id, mesh_network.c.closed_at.is_(None))

@@ -10,11 +10,17 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from corral.core.ids import ClusterId
+from corral.mesh.relays import RelayView, give_mailboxes
 from corral.mesh.tables import roster
 from corral.platform.database import Tx
 from corral.platform.master_key import MasterKey
-from corral.protocol.roster import GENESIS, Member, Roster, payload_hash, payload_of, sign
+from corral.protocol.roster import GENESIS, Member, Relay, Roster, payload_hash, payload_of, sign
+from corral.wire import api
 from corral.wire.agent import SignedRoster
+
+ROSTERS_PER_PAGE = 200
+PAGE_BYTES_MAX = 8 * 2**20
+"""Of payloads in one page: the rosters of a cluster with thousands of members have a megabyte or two each."""
 
 _PURPOSE = "roster key"
 
@@ -26,6 +32,8 @@ class LatestRoster:
     serial: int
     payload_hash: str
     members: tuple[Member, ...]
+    """Without their mailboxes."""
+    relays: tuple[Relay, ...]
     signed_at: datetime
 
 
@@ -44,16 +52,16 @@ def in_order(members: Iterable[Member]) -> tuple[Member, ...]:
     return tuple(sorted(members, key=lambda member: (member.kind, tuple(map(int, member.address.split("."))))))
 
 
-def successor(cluster_id: ClusterId, latest: LatestRoster | None, members: Sequence[Member]) -> Roster | None:
-    """The roster that follows `latest`; None if its members, keys and endpoints are the same."""
-    ordered = in_order(members)
-    if latest is not None and latest.members == ordered:
-        return None
+def successor(
+    cluster_id: ClusterId, latest: LatestRoster | None, members: Sequence[Member], relays: Sequence[Relay] = ()
+) -> Roster:
+    """The roster that follows `latest`."""
     return Roster(
         cluster_id=cluster_id,
         serial=latest.serial + 1 if latest else 1,
         previous=latest.payload_hash if latest else GENESIS,
-        members=ordered,
+        members=in_order(members),
+        relays=tuple(relays),
     )
 
 
@@ -63,15 +71,21 @@ async def latest_roster(tx: Tx, cluster_id: ClusterId) -> LatestRoster | None:
     row = (await tx.execute(newest)).one_or_none()
     if row is None:
         return None
-    members = msgspec.json.decode(row.payload, type=Roster).members
-    return LatestRoster(row.serial, payload_hash(row.payload), members, row.signed_at)
+    found = msgspec.json.decode(row.payload, type=Roster)
+    members = tuple(msgspec.structs.replace(member, mailboxes=()) for member in found.members)
+    return LatestRoster(row.serial, payload_hash(row.payload), members, found.relays, row.signed_at)
 
 
 async def publish_roster(
-    tx: Tx, master_key: MasterKey, cluster_id: ClusterId, members: Sequence[Member], now: datetime
+    tx: Tx,
+    master_key: MasterKey,
+    cluster_id: ClusterId,
+    members: Sequence[Member],
+    relays: Sequence[RelayView],
+    now: datetime,
 ) -> int:
     """
-    Signs and stores the next roster, unless nothing changed.
+    Gives members their mailboxes, signs and stores the next roster, unless nothing changed.
 
     Two that do so at once get the same serial, which the primary key gives to one of them only.
 
@@ -79,9 +93,11 @@ async def publish_roster(
         The serial of the newest roster.
     """
     latest = await latest_roster(tx, cluster_id)
-    following = successor(cluster_id, latest, members)
-    if following is None:
-        return latest.serial if latest else 0
+    described = tuple(one.described() for one in relays)
+    if latest is not None and (latest.members, latest.relays) == (in_order(members), described):
+        return latest.serial
+    placed = await give_mailboxes(tx, cluster_id, members, relays)
+    following = successor(cluster_id, latest, placed, described)
     payload = payload_of(following)
     await tx.execute(
         sa.insert(roster).values(
@@ -109,3 +125,24 @@ async def signed_rosters(tx: Tx, cluster_ids: Iterable[ClusterId]) -> dict[str, 
     return {
         row.cluster_id: SignedRoster(payload=row.payload, signature=row.signature) for row in await tx.execute(newest)
     }
+
+
+async def chain(tx: Tx, cluster_id: ClusterId, after: int) -> list[api.ChainedRoster]:
+    """
+    The rosters of a cluster, living or over, that follow serial `after`, in order.
+
+    As many as fit into one page, and one at least; empty once there are none.
+    """
+    of_cluster, size = roster.c.cluster_id == cluster_id, sa.func.octet_length(roster.c.payload)
+    sizes = sa.select(roster.c.serial, size.label("bytes")).where(of_cluster, roster.c.serial > after)
+    fitting, total_bytes = after, 0
+    for row in await tx.execute(sizes.order_by(roster.c.serial).limit(ROSTERS_PER_PAGE)):
+        total_bytes += row.bytes
+        if fitting > after and total_bytes > PAGE_BYTES_MAX:
+            break
+        fitting = row.serial
+    page = sa.select(roster).where(of_cluster, roster.c.serial > after, roster.c.serial <= fitting)
+    return [
+        api.ChainedRoster(serial=row.serial, payload=row.payload, signature=row.signature, signed_at=row.signed_at)
+        for row in await tx.execute(page.order_by(roster.c.serial))
+    ]

@@ -1,6 +1,16 @@
-"""Tables of meshes: their networks, and the chain of their rosters."""
+"""Tables of meshes: their networks, the chain of their rosters, relays and the mailboxes there."""
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, PrimaryKeyConstraint, Table, Text, text
+from sqlalchemy import (
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
 
 from corral.platform.database import Instant, metadata
 
@@ -27,3 +37,26 @@ roster = Table(
     PrimaryKeyConstraint("cluster_id", "serial", name="pk_roster"),
 )
 """Never edited: every node and client can check that each roster names the hash of the one before."""
+
+relay = Table(
+    "relay",
+    metadata,
+    Column("host_id", Text, ForeignKey("host.id"), primary_key=True),
+    Column("port_first", Integer, nullable=False),
+    Column("port_count", Integer, nullable=False),
+    Column("observer_key", Text, nullable=False),
+)
+
+mailbox = Table(
+    "mailbox",
+    metadata,
+    Column("relay_id", Text, ForeignKey("relay.host_id"), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("node_id", Text, nullable=False),
+    Column("cluster_id", Text, nullable=False, index=True),
+    Column("relayed_key", Text, nullable=False),
+    Column("observed", Text, nullable=False, server_default=text("''")),
+    PrimaryKeyConstraint("relay_id", "port", name="pk_mailbox"),
+    UniqueConstraint("relay_id", "node_id", name="uq_mailbox_node"),
+)
+"""`observed`: the endpoint at which the relay sees the member's direct plane; empty while it has not."""

@@ -8,6 +8,7 @@ so that a laptop can join several.
 """
 
 from ipaddress import IPv4Address, IPv4Network
+from typing import Literal
 
 from corral.core.errors import CorralError
 
@@ -41,6 +42,11 @@ def node_address(network: IPv4Network, member: int) -> IPv4Address:
 def leaf_address(network: IPv4Network, member: int) -> IPv4Address:
     """The address of leaf `member` (a gateway or a laptop), 1 <= member <= MEMBERS_MAX."""
     return _address(network, block=3, member=member)
+
+
+def pin_address(network: IPv4Network, member: int, plane: Literal["direct", "relayed"]) -> IPv4Address:
+    """The address of any member, node or leaf, that is reached over one plane only; for probes."""
+    return _address(network, block=1 if plane == "direct" else 2, member=member)
 
 
 def _address(network: IPv4Network, *, block: int, member: int) -> IPv4Address:

@@ -8,6 +8,7 @@ roster only after `accept` has passed it.
 
 import base64
 import hashlib
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
@@ -29,6 +30,27 @@ class RosterRefused(CorralError):
     code = "roster_refused"
 
 
+class Relay(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A blind forwarder that members of this cluster may use."""
+
+    relay_id: str
+    site: str
+    """Relays of one site fail together: primary and backup are of different ones, where there are several."""
+    address: str
+    """IPv4 address at which its mailboxes are."""
+    observer_key: str
+    """X25519 key, base 64, of the observer: a call to it is never answered, but shows the relay where it came from."""
+
+
+class Mailbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A member's own port at a relay: what arrives there comes from it, and what it gets comes from there."""
+
+    relay_id: str
+    port: int
+    rtt_us: int = 0
+    """Between the member's host and the relay; 0 is not measured."""
+
+
 class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One member of a mesh."""
 
@@ -36,12 +58,16 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str
     kind: Literal["node", "leaf"]
     address: str
-    public_key: str
-    """WireGuard's X25519 public key, base 64."""
+    direct_key: str
+    """X25519 public key of its direct plane's WireGuard, base 64."""
+    relayed_key: str
+    """The same of its relayed plane."""
     engine_id: str
     """Members with the same engine reach each other on its bridge: their first endpoint."""
     endpoints: tuple[str, ...]
     """`ip:port`: first on the engine's bridge, then published ones. Empty: the member only dials out."""
+    mailboxes: tuple[Mailbox, ...] = ()
+    """At most one at each relay of the roster."""
 
 
 class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -52,6 +78,7 @@ class Roster(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     previous: str
     """SHA-256 of the payload before this one, hex; GENESIS for the first."""
     members: tuple[Member, ...]
+    relays: tuple[Relay, ...] = ()
 
 
 def payload_of(roster: Roster) -> str:
@@ -104,8 +131,54 @@ def accept(
     _check_order(roster, payload_hash(payload), last_serial=last_serial, last_hash=last_hash)
     _check_distinct("id", roster, [member.node_id for member in roster.members])
     _check_distinct("address", roster, [member.address for member in roster.members])
-    _check_distinct("key", roster, [member.public_key for member in roster.members])
+    _check_distinct("key", roster, [key for one in roster.members for key in (one.direct_key, one.relayed_key)])
+    _check_mailboxes(roster)
     return roster
+
+
+def verify_chain(
+    rosters: Iterable[tuple[str, str]],
+    *,
+    cluster_id: str,
+    roster_key: str,
+    last_serial: int = 0,
+    last_hash: str = GENESIS,
+) -> list[Roster]:
+    """
+    The rosters of a stretch of a chain, each of which follows the one before it without a gap.
+
+    A stretch shows nothing about what comes after it: whether the end was cut off or replaced is seen only by who
+    remembers serial and hash of an end seen before.
+
+    Args:
+        rosters: payload and signature of each, in order.
+        cluster_id: the cluster whose chain it is.
+        roster_key: the cluster's Ed25519 public key, base 64.
+        last_serial: serial of the roster before the first of these; 0 if they begin the chain.
+        last_hash: hash of that roster's payload; GENESIS if they begin the chain.
+
+    Raises:
+        RosterRefused: one of them is no successor of the one before, or `accept` refuses it.
+    """
+    verified: list[Roster] = []
+    for payload, signature in rosters:
+        roster = accept(
+            payload,
+            signature,
+            cluster_id=cluster_id,
+            roster_key=roster_key,
+            last_serial=last_serial,
+            last_hash=last_hash,
+        )
+        if roster.serial != last_serial + 1:
+            raise RosterRefused(
+                f"roster {roster.serial} of cluster {cluster_id} stands where roster {last_serial + 1} should",
+                serial=roster.serial,
+                last_serial=last_serial,
+            )
+        last_serial, last_hash = roster.serial, payload_hash(payload)
+        verified.append(roster)
+    return verified
 
 
 def _check_signature(payload: str, signature: str, roster_key: str) -> None:
@@ -136,4 +209,16 @@ def _check_distinct(what: str, roster: Roster, values: list[str]) -> None:
     if len(set(values)) != len(values):
         raise RosterRefused(
             f"roster {roster.serial} of cluster {roster.cluster_id} has two members with the same {what}; not applied"
+        )
+
+
+def _check_mailboxes(roster: Roster) -> None:
+    relays = {relay.relay_id for relay in roster.relays}
+    boxes = [(box.relay_id, box.port) for member in roster.members for box in member.mailboxes]
+    per_member = [(member.node_id, box.relay_id) for member in roster.members for box in member.mailboxes]
+    is_sound = len(relays) == len(roster.relays) and {relay_id for relay_id, _ in boxes} <= relays
+    if not is_sound or len(set(boxes)) != len(boxes) or len(set(per_member)) != len(per_member):
+        raise RosterRefused(
+            f"roster {roster.serial} of cluster {roster.cluster_id} has a mailbox that two members share, a member "
+            "with two at one relay, or one at a relay that it does not name; not applied"
         )

@@ -218,7 +218,9 @@ def earnings() -> Call[api.Earnings]:
 # --- hosts --------------------------------------------------------------------------------------------------------
 
 
-def create_join_token(*, uses_max: int, expires_in_s: int, role: Literal["host", "gateway"]) -> Call[api.JoinToken]:
+def create_join_token(
+    *, uses_max: int, expires_in_s: int, role: Literal["host", "gateway", "relay"]
+) -> Call[api.JoinToken]:
     with _request():
         request = api.JoinTokenRequest(uses_max=uses_max, expires_in_s=expires_in_s, role=role)
     path = "/v1/hosts/tokens"
@@ -321,6 +323,12 @@ def extend(name_or_id: str, *, extension_id: str, hours: int, total_uc_max: int 
     with _request():
         request = api.ExtendRequest(id=extension_id, hours=hours, total_uc_max=total_uc_max)
     return Call(method="POST", path=path, read=_model(api.Cluster), body=_json(request), is_repeatable=True)
+
+
+def rosters(name_or_id: str, *, after: int) -> Call[api.RosterChain]:
+    """The rosters after serial `after`, as many as the control plane sends at once."""
+    path = f"{_cluster_path(name_or_id)}/rosters"
+    return Call(method="GET", path=path, read=_model(api.RosterChain), query={"after": str(after)}, is_repeatable=True)
 
 
 def create_ticket(name_or_id: str) -> Call[api.TicketAnswer]:

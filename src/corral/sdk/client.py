@@ -5,10 +5,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
-from corral.core.clock import SystemClock
-from corral.core.ids import TimeOrderedIds
+from corral.core.clock import Clock, SystemClock
+from corral.core.ids import TimeOrderedIds, is_id
 from corral.core.randomness import SystemRandomness
 from corral.sdk import calls, config, tls
 from corral.sdk.addresses import checked_url, is_plain
@@ -16,6 +16,9 @@ from corral.sdk.clusters import OVER_STATES, is_started, jobs_url
 from corral.sdk.executors import AsyncExecutor, Executor
 from corral.sdk.jobs import AsyncJobs, Jobs
 from corral.wire import api
+
+if TYPE_CHECKING:
+    from corral.sdk.rosters import Members
 
 T = TypeVar("T")
 
@@ -61,6 +64,7 @@ class Client:
         ca: str | Path | None = None,
         ca_sha256: str | None = None,
         sleep: Callable[[float], object] = time.sleep,
+        clock: Clock | None = None,
     ) -> None:
         """
         Sends nothing yet. What is not given comes from CORRAL_URL, CORRAL_API_KEY, CORRAL_CA and the settings file.
@@ -71,6 +75,7 @@ class Client:
             ca: PEM file of the only CA to believe.
             ca_sha256: or its fingerprint (SHA-256 of the DER form, hex); the certificate is then fetched and compared.
             sleep: how to wait between attempts.
+            clock: tells when something was seen first; the machine's unless given.
 
         Raises:
             AddressRefused: the address is plain HTTP to another machine.
@@ -80,6 +85,7 @@ class Client:
         ca_path = None if ca is None else str(ca)
         self.config = config.effective(url=url, api_key=api_key, ca=ca_path, ca_sha256=ca_sha256)
         self._sleep = sleep
+        self._clock = clock or SystemClock()
         self._executor: Executor | None = None
         self._gateways: dict[str, Executor] = {}
 
@@ -136,7 +142,7 @@ class Client:
     # --- hosts ---
 
     def create_join_token(
-        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
+        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway", "relay"] = "host"
     ) -> api.JoinToken:
         """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
         return self._run(calls.create_join_token(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
@@ -244,6 +250,24 @@ class Client:
         """What a cluster has cost so far, or in the end."""
         return self._run(calls.bill(name_or_id))
 
+    def members(self, name_or_id: str) -> "Members":
+        """
+        The members of a cluster's mesh, by its chain of signed rosters: what is new of it is fetched and verified.
+
+        Key and end of the chain are kept under `~/.local/share/corral/rosters`, and have to be found again.
+
+        Raises:
+            RosterChainBroken: a roster does not follow from the one before, or the chain is not the one kept.
+            KeptRostersUnusable: what is kept cannot be read or written.
+        """
+        from corral.sdk.rosters import ChainReader  # needs cryptography, which no other call waits for
+
+        cluster_id = name_or_id if is_id(name_or_id) else self.cluster(name_or_id).id
+        reader = ChainReader.of(cluster_id)
+        while reader.take(self._run(calls.rosters(cluster_id, after=reader.after))):
+            pass
+        return reader.keep(self._clock.now())
+
     def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""
         return self._run(calls.create_ticket(name_or_id))
@@ -291,11 +315,13 @@ class AsyncClient:
         ca: str | Path | None = None,
         ca_sha256: str | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Clock | None = None,
     ) -> None:
         """Sends nothing yet; the arguments are those of `Client`."""
         ca_path = None if ca is None else str(ca)
         self.config = config.effective(url=url, api_key=api_key, ca=ca_path, ca_sha256=ca_sha256)
         self._sleep = sleep
+        self._clock = clock or SystemClock()
         self._executor: AsyncExecutor | None = None
         self._gateways: dict[str, AsyncExecutor] = {}
 
@@ -348,7 +374,7 @@ class AsyncClient:
         return await self._run(calls.earnings())
 
     async def create_join_token(
-        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway"] = "host"
+        self, *, uses_max: int = 1, expires_in_s: int = 900, role: Literal["host", "gateway", "relay"] = "host"
     ) -> api.JoinToken:
         """A token with which agents enrol hosts for the person; the role `gateway` is for operators."""
         return await self._run(calls.create_join_token(uses_max=uses_max, expires_in_s=expires_in_s, role=role))
@@ -446,6 +472,16 @@ class AsyncClient:
     async def bill(self, name_or_id: str) -> api.Bill:
         """What a cluster has cost so far, or in the end."""
         return await self._run(calls.bill(name_or_id))
+
+    async def members(self, name_or_id: str) -> "Members":
+        """The members of a cluster's mesh, by its chain of signed rosters; see `Client.members`."""
+        from corral.sdk.rosters import ChainReader
+
+        cluster_id = name_or_id if is_id(name_or_id) else (await self.cluster(name_or_id)).id
+        reader = await asyncio.to_thread(ChainReader.of, cluster_id)
+        while await asyncio.to_thread(reader.take, await self._run(calls.rosters(cluster_id, after=reader.after))):
+            pass
+        return await asyncio.to_thread(reader.keep, self._clock.now())
 
     async def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""

@@ -47,6 +47,13 @@ def config_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return (Path(base) if base else Path(environ.get("HOME") or Path.home()) / ".config") / "corral"
 
 
+def data_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of what is remembered: `$XDG_DATA_HOME/corral`, else `~/.local/share/corral`."""
+    base = environ.get("XDG_DATA_HOME", "")
+    home = Path(environ.get("HOME") or Path.home())
+    return (Path(base) if base.startswith("/") else home / ".local" / "share") / "corral"
+
+
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     """The settings file."""
     return config_dir(environ) / CONFIG_NAME
@@ -88,12 +95,28 @@ def save(config: Config, path: Path) -> None:
         value = getattr(config, field.name)
         if value is not None:
             lines.append(f"{field.name} = {json.dumps(value)}\n")
-    _write_private(path, "".join(lines))
+    write_private(path, "".join(lines))
 
 
 def save_ca(pem: str, path: Path) -> None:
     """Writes the trusted CA certificate in one step."""
-    _write_private(path, pem)
+    write_private(path, pem)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file in one step, readable by its owner alone (0600); makes its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # mkstemp makes the file with mode 0600 before a byte is in it.
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def is_key(text: str) -> bool:
@@ -166,18 +189,3 @@ def _check_key(key: str, which: str, *, hint: str | None) -> None:
             f"the API key {which} is none: a key is one word of ASCII characters, `id.secret`; nothing was sent",
             hint=hint,
         )
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    # mkstemp makes the file with mode 0600 before a byte is in it.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

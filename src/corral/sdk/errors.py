@@ -111,6 +111,18 @@ class ClusterOver(SdkError):
     code = "cluster_over"
 
 
+class RosterChainBroken(SdkError):
+    """What the control plane serves as a cluster's rosters is no chain, or not the one that was seen before."""
+
+    code = "roster_chain_broken"
+
+
+class KeptRostersUnusable(SdkError):
+    """What is kept of a cluster's rosters on this machine can be neither trusted nor replaced."""
+
+    code = "kept_rosters_unusable"
+
+
 class JobInvalid(SdkError):
     """Base of what is wrong with a job before anything of it was sent."""
 

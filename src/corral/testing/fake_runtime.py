@@ -95,19 +95,21 @@ class FakeMesh(JsonProgram):
     """The mesh program: a key at the start, then rosters; every peer answers at once."""
 
     def __init__(self) -> None:
-        self.key = ""
+        self.keys: dict[str, str] = {}
         self.serial = 0
         self.peers: list[dict[str, Any]] = []
 
     def begin(self, process: "FakeProcess") -> None:
-        """Makes the key, a new one at every start."""
-        self.key = base64.b64encode(hashlib.sha256(process.container_id.encode()).digest()).decode()
-        self._say_key(process)
+        """Makes the keys, new ones at every start."""
+        for plane in ("direct", "relayed"):
+            digest = hashlib.sha256(f"{plane} {process.container_id}".encode()).digest()
+            self.keys[plane] = base64.b64encode(digest).decode()
+        self._say_keys(process)
 
     def obey(self, process: "FakeProcess", message: dict[str, Any]) -> None:
         """Applies a roster; refuses an older one."""
         if message["type"] == "hello":
-            self._say_key(process)
+            self._say_keys(process)
             if self.serial:
                 self._say_configured(process)
         elif message["serial"] < self.serial:
@@ -116,8 +118,8 @@ class FakeMesh(JsonProgram):
             self.serial, self.peers = message["serial"], message["peers"]
             self._say_configured(process)
 
-    def _say_key(self, process: "FakeProcess") -> None:
-        self.emit(process, "key", public_key=self.key, implementation="kernel")
+    def _say_keys(self, process: "FakeProcess") -> None:
+        self.emit(process, "keys", **self.keys, implementation="kernel")
 
     def _say_configured(self, process: "FakeProcess") -> None:
         self.emit(process, "configured", serial=self.serial)

@@ -71,7 +71,8 @@ class PersonHome:
     def environment(self) -> dict[str, str]:
         """The process environment in which `corral` acts for this person."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-        return kept | {"XDG_CONFIG_HOME": str(self.folder), "COLUMNS": "110"}
+        own = {"XDG_CONFIG_HOME": str(self.folder), "XDG_DATA_HOME": str(self.folder / "data"), "COLUMNS": "110"}
+        return kept | own
 
 
 @dataclass

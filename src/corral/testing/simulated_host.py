@@ -11,6 +11,7 @@ import random
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from typing import Literal
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -31,8 +32,11 @@ from corral.wire.agent import (
     Hardware,
     Identity,
     LeafSpec,
+    MeshKeys,
     NodeReport,
     NodeSpec,
+    Observation,
+    RelayReport,
     Report,
     Revision,
 )
@@ -58,7 +62,7 @@ class SimulatedNode:
     """A node or a leaf on a simulated host, and how far it has come."""
 
     spec: NodeSpec | LeafSpec
-    key: str
+    keys: MeshKeys
     steps: int = 0
     serial: int = 0
     roster: Roster | None = None
@@ -80,12 +84,12 @@ class World:
     randomness: random.Random
     hosts: "list[SimulatedHost]" = field(default_factory=lambda: list[SimulatedHost]())
 
-    def member(self, cluster_id: str, address: str, public_key: str) -> SimulatedNode | None:
+    def member(self, cluster_id: str, address: str, direct_key: str) -> SimulatedNode | None:
         """The running member of a cluster with this address and key, on a host that is up."""
         for host in self.hosts:
             for node in host.nodes.values():
-                found = (node.spec.cluster_id, node.address, node.key)
-                if found == (cluster_id, address, public_key) and not host.is_down:
+                found = (node.spec.cluster_id, node.address, node.keys.direct)
+                if found == (cluster_id, address, direct_key) and not host.is_down:
                     return node
         return None
 
@@ -94,7 +98,7 @@ class World:
         if not head.ray_runs or head.roster is None:
             return ()
         members = head.roster.members
-        found = [self.member(head.spec.cluster_id, one.address, one.public_key) for one in members]
+        found = [self.member(head.spec.cluster_id, one.address, one.direct_key) for one in members]
         return tuple(sorted(node.address for node in found if node is not None and node.ray_runs))
 
 
@@ -108,17 +112,21 @@ class SimulatedHost:
         name: str,
         *,
         slices: int = 1,
-        role: str = "host",
+        role: Literal["host", "gateway", "relay"] = "host",
         trouble: Trouble | None = None,
         model: str = "Simulated CPU",
         cores_per_slice: float = 1.0,
     ) -> None:
-        self.world, self.desk, self.name, self.role, self.trouble = world, desk, name, role, trouble
+        self.role: Literal["host", "gateway", "relay"] = role
+        self.world, self.desk, self.name, self.trouble = world, desk, name, trouble
         self.private_key = Ed25519PrivateKey.from_private_bytes(world.randomness.randbytes(32))
         self.public_key = base64.b64encode(self.private_key.public_key().public_bytes_raw()).decode()
         self.host_id = ""
         self.audience = ""
         self.slices, self.model, self.cores_per_slice = slices, model, cores_per_slice
+        self.advertise = ""
+        self.observed: dict[str, str] = {}
+        """Relays: by node, where it sees that node's direct plane."""
         self.is_down = False
         self.loss = 0.0
         """Share of exchanges whose report or reply is lost."""
@@ -148,7 +156,7 @@ class SimulatedHost:
             signature=base64.b64encode(proof).decode(),
             identity=Identity(machine_id=f"machine-{self.name}", engine_id=f"engine-{self.name}"),
             name=self.name,
-            role="gateway" if self.role == "gateway" else "host",
+            role=self.role,
         )
 
     def token(self, *, life_s: float = 600) -> str:
@@ -199,6 +207,7 @@ class SimulatedHost:
     def report(self) -> Report:
         """What it says now."""
         self._sequence += 1
+        tells_machine = self._must_tell_hardware and self.role != "relay"
         return Report(
             sequence=self._sequence,
             applied=self.applied,
@@ -206,13 +215,21 @@ class SimulatedHost:
             hold_s=0,
             agent_version="simulated",
             wall_clock=self.world.clock.now(),
-            hardware=self._hardware() if self._must_tell_hardware else None,
-            devices=self._devices() if self._must_tell_hardware else None,
-            checks=(Check(rule="memory", outcome="pass", value="64 GiB", need="12 GB"),)
-            if self._must_tell_hardware
-            else None,
+            advertise=self.advertise,
+            hardware=self._hardware() if tells_machine else None,
+            devices=self._devices() if tells_machine else None,
+            checks=(Check(rule="memory", outcome="pass", value="64 GiB", need="12 GB"),) if tells_machine else None,
             nodes=tuple(self._node_report(node) for node in self.nodes.values()),
             gateway_address="http://127.0.0.1:8471" if self.role == "gateway" else "",
+            relay=self._relay_report() if self.role == "relay" else None,
+        )
+
+    def _relay_report(self) -> RelayReport:
+        return RelayReport(
+            port_first=41000,
+            port_count=8,
+            observer_key=self.public_key,
+            observed=tuple(Observation(node_id=key, endpoint=value) for key, value in sorted(self.observed.items())),
         )
 
     def _has_news(self, report: Report) -> bool:
@@ -234,8 +251,8 @@ class SimulatedHost:
             del self.nodes[node_id]
         for node_id, spec in wanted.items():
             if node_id not in self.nodes:
-                key = base64.b64encode(self.world.randomness.randbytes(32)).decode()
-                self.nodes[node_id] = SimulatedNode(spec, key)
+                direct, relayed = (base64.b64encode(self.world.randomness.randbytes(32)).decode() for _ in range(2))
+                self.nodes[node_id] = SimulatedNode(spec, MeshKeys(direct=direct, relayed=relayed))
             node = self.nodes[node_id]
             node.spec = spec
             self._step(node, desired)
@@ -276,9 +293,9 @@ class SimulatedHost:
             return None
         for member in node.roster.members:
             if member.address == address:
-                peer = self.world.member(node.spec.cluster_id, address, member.public_key)
+                peer = self.world.member(node.spec.cluster_id, address, member.direct_key)
                 if peer is not None and peer.roster is not None:
-                    knows = any(one.public_key == node.key for one in peer.roster.members)
+                    knows = any(one.direct_key == node.keys.direct for one in peer.roster.members)
                     return peer if knows else None
         return None
 
@@ -297,7 +314,7 @@ class SimulatedHost:
             "pause": "running",
             "mesh": "running",
             "work": "exited" if node.ray_exited else "running",
-            "mesh_key": node.key if has_key else None,
+            "mesh_keys": node.keys if has_key else None,
             "endpoints": ("172.17.0.9:51820", "0.0.0.0:32768") if has_key else (),
             "roster_serial": node.serial,
             "handshaken": peers,

@@ -67,7 +67,7 @@ class EnrolRequest(Said, frozen=True):
     identity: Identity
     name: Annotated[str, msgspec.Meta(max_length=40)] = ""
     """Wished name; empty lets the control plane choose one."""
-    role: Literal["host", "gateway"] = "host"
+    role: Literal["host", "gateway", "relay"] = "host"
     development: bool = False
     agent_version: Text = ""
 
@@ -153,6 +153,13 @@ class Fault(Said, frozen=True):
     message: Annotated[str, msgspec.Meta(max_length=2000)]
 
 
+class MeshKeys(Said, frozen=True):
+    """Public keys of a member's WireGuard, one for each plane."""
+
+    direct: PublicKey
+    relayed: PublicKey
+
+
 ContainerState = Literal["missing", "created", "running", "exited"]
 
 
@@ -164,13 +171,15 @@ class NodeReport(Said, frozen=True):
     mesh: ContainerState = "missing"
     work: ContainerState = "missing"
     """The Ray container of a node, the web container of a leaf."""
-    mesh_key: PublicKey | None = None
+    mesh_keys: MeshKeys | None = None
     endpoints: tuple[Endpoint, ...] = ()
     """Where its WireGuard answers: first the address on the engine's bridge, then published ones."""
     roster_serial: Count = 0
     """The serial that the mesh container has applied."""
     handshaken: tuple[MeshAddress, ...] = ()
-    """Members with whom a handshake has succeeded."""
+    """Members with whom a handshake has succeeded on either plane."""
+    relayed: tuple[MeshAddress, ...] = ()
+    """Members that this node reaches through a relay alone."""
     ray_phase: Annotated[str, msgspec.Meta(max_length=24)] = ""
     alive: tuple[MeshAddress, ...] = ()
     """Head: the addresses that Ray holds for alive. Leaf: the same, as read through the gateway."""
@@ -179,6 +188,24 @@ class NodeReport(Said, frozen=True):
     received_bytes: Size = 0
     sent_bytes: Size = 0
     fault: Fault | None = None
+
+
+class Observation(Said, frozen=True):
+    """Where a relay sees the direct plane of a member arrive from."""
+
+    node_id: Id
+    endpoint: Endpoint
+
+
+class RelayReport(Said, frozen=True):
+    """What a relay is, and what it has seen."""
+
+    port_first: Annotated[int, msgspec.Meta(ge=1024, le=65535)]
+    port_count: Annotated[int, msgspec.Meta(ge=1, le=64512)]
+    """It serves mailboxes at `port_count` UDP ports from `port_first` on."""
+    observer_key: PublicKey
+    """Changes when it is started anew."""
+    observed: Annotated[tuple[Observation, ...], msgspec.Meta(max_length=65536)] = ()
 
 
 class Report(Said, frozen=True):
@@ -204,6 +231,8 @@ class Report(Said, frozen=True):
     """Nodes found under our label that no desired state names; ended after the orphan grace."""
     gateway_address: Annotated[str, msgspec.Meta(max_length=256)] = ""
     """Gateways only: the origin at which people reach this gateway, for example `http://127.0.0.1:8471`."""
+    relay: RelayReport | None = None
+    """Relays only."""
 
 
 # --- desired state -----------------------------------------------------------------------------------------------
@@ -256,6 +285,15 @@ class LeafSpec(Message, frozen=True):
     stop_after: Instant
 
 
+class MailboxSpec(Message, frozen=True):
+    """Relays only: the port of one member of a cluster, and the key by which calls to it are recognised."""
+
+    node_id: Id
+    cluster_id: Id
+    port: Annotated[int, msgspec.Meta(ge=1024, le=65535)]
+    relayed_key: PublicKey
+
+
 class Secrets(Message, frozen=True):
     """What a node or a leaf needs and nobody else may read; kept apart so that no log or digest ever includes it."""
 
@@ -285,6 +323,7 @@ class Desired(Message, frozen=True):
     """By node id."""
     rosters: dict[str, SignedRoster] = {}
     """By cluster id: the newest roster of each cluster that has a node or a leaf here."""
+    mailboxes: Annotated[tuple[MailboxSpec, ...], msgspec.Meta(max_length=65536)] = ()
     prefetch: Annotated[tuple[ImageDigest, ...], msgspec.Meta(max_length=16)] = ()
     """Images to have ready before anybody books this host."""
     saw_hardware: bool = True

@@ -132,14 +132,14 @@ class JoinTokenRequest(Request):
 
     uses_max: Annotated[int, Field(ge=1, le=10_000)] = 1
     expires_in_s: Annotated[int, Field(ge=60, le=30 * 86400)] = 900
-    role: Literal["host", "gateway"] = "host"
+    role: Literal["host", "gateway", "relay"] = "host"
 
 
 class JoinToken(Answer):
     token: str
     expires_at: datetime
     uses_max: int
-    role: Literal["host", "gateway"]
+    role: Literal["host", "gateway", "relay"]
     url: str = Field(description="where a container on the host reaches the control plane")
     ca_sha256: str = Field(description="SHA-256 of the control plane's CA certificate (DER), hex; empty for plain HTTP")
     agent_image: str = Field(description="image of the agent, by digest")
@@ -173,7 +173,7 @@ class Host(Answer):
 
     id: str
     name: str
-    role: Literal["host", "gateway"]
+    role: Literal["host", "gateway", "relay"]
     status: HostStatus
     reason: str = Field(description="what the status comes from: the failing rule, or when it was last heard of")
     intent: Literal["active", "paused", "draining", "left"]
@@ -323,6 +323,23 @@ class Cluster(Answer):
     ended_at: datetime | None
     jobs_url: str | None = Field(description="Ray's job endpoint, with the Bearer key")
     version: int = Field(description="grows with every change; `GET …?newer_than=version` waits for the next")
+
+
+class ChainedRoster(Answer):
+    """One signed roster of a cluster's mesh, to be checked by who reads it."""
+
+    serial: int
+    payload: str = Field(description="canonical JSON of the roster: exactly what is signed and hashed")
+    signature: str = Field(description="Ed25519 over `corral mesh roster v1`, a line feed and the payload; base 64")
+    signed_at: datetime = Field(description="by the control plane's clock; not part of what is signed")
+
+
+class RosterChain(Answer):
+    """A stretch of a cluster's rosters in order; an empty one is the end."""
+
+    cluster_id: str
+    roster_key: str = Field(description="the cluster's Ed25519 public key, base 64: the same for good")
+    rosters: list[ChainedRoster]
 
 
 class TicketAnswer(Answer):

@@ -153,7 +153,8 @@ def a_roster(
             name=f"host-{int(report.node_id[3:])}",
             kind="node",
             address=f"10.128.0.{int(report.node_id[3:])}",
-            public_key=report.mesh_key or "",
+            direct_key=report.mesh_keys.direct if report.mesh_keys else "",
+            relayed_key=report.mesh_keys.relayed if report.mesh_keys else "",
             engine_id=engine_id,
             endpoints=report.endpoints,
         )

@@ -12,7 +12,7 @@ from corral.agent.bodies import SpecRefused, node_bodies
 from corral.agent.channels import CHANGES_AT_ONCE, CHANGES_PER_S
 from corral.agent.documents import LEAVES_MAX, UNATTENDED_MAX, DocumentRefused
 from corral.agent.nodes import NodeKeeper
-from corral.agent.rosters import peers_of
+from corral.agent.rosters import told_of
 from corral.protocol.roster import GENESIS, Member, Roster, payload_of, sign
 from corral.wire.agent import Desired, Revision, SignedRoster, encode
 
@@ -86,14 +86,15 @@ def a_member(number: int, *endpoints: str, engine_id: str = "AWAY") -> Member:
     """A member of a roster."""
     return Member(
         node_id=f"no_{number:026d}", name="x", kind="node", address=f"10.128.{number // 250}.{number % 250 + 1}",
-        public_key=f"{number:043d}=", engine_id=engine_id, endpoints=endpoints,
+        direct_key=f"{number:043d}=", relayed_key=f"{number:042d}R=", engine_id=engine_id, endpoints=endpoints,
     )  # fmt: skip
 
 
 def endpoints(*members: Member) -> list[str | None]:
-    """What the mesh is told to send to."""
+    """Where the mesh is told to send first."""
     roster = Roster(cluster_id=CLUSTER, serial=1, previous=GENESIS, members=members)
-    return [peer["endpoint"] for peer in peers_of(roster, node_id="no_me", engine_id="HERE")]
+    told = told_of(roster, a_member(4000), engine_id="HERE")
+    return [next(iter(peer["endpoints"]), None) for peer in told["peers"]]
 
 
 @pytest.mark.parametrize("endpoint", [
@@ -234,15 +235,15 @@ async def test_a_workload_states_neither_keys_nor_strangers(host: Host) -> None:
         nodes = (a_node(1), a_node(2, devices=("cpu-1",), role="worker"))
         await keeper.converge(a_desired(1, *nodes), NOW)
         await host.quiet(keeper)
-        key = report_of(keeper).mesh_key
+        keys = report_of(keeper).mesh_keys
         crowd = [f"10.{a}.{b}.1" for a in range(40) for b in range(200)]
         for process in host.engine.running("work"):
-            process.say(b'{"type":"key","public_key":"' + b"A" * 43 + b'="}')
+            process.say(b'{"type":"keys","direct":"' + b"A" * 43 + b'=","relayed":"' + b"A" * 43 + b'="}')
             process.say(b'{"type":"configured","serial":99}')
             process.say(json.dumps({"type": "alive", "nodes": [*crowd, "10.128.0.1", "10.128.0.1"]}).encode())
         await host.quiet(keeper)
         head, worker = (report_of(keeper, node.node_id) for node in nodes)
-        assert (head.mesh_key, head.roster_serial, head.alive) == (key, 0, ("10.128.0.1",))
+        assert (head.mesh_keys, head.roster_serial, head.alive) == (keys, 0, ("10.128.0.1",))
         assert worker.alive == ()
 
 

@@ -115,7 +115,8 @@ def with_roster(desired: Desired, report: NodeReport, engine_id: str) -> Desired
         name="host-1",
         kind="node",
         address="10.128.0.1",
-        public_key=report.mesh_key or "",
+        direct_key=report.mesh_keys.direct if report.mesh_keys else "",
+        relayed_key=report.mesh_keys.relayed if report.mesh_keys else "",
         engine_id=engine_id,
         endpoints=report.endpoints,
     )
@@ -130,7 +131,7 @@ async def test_a_node_lives_from_key_to_ray_and_leaves_nothing(machine: Machine)
     desired = a_desired(1, machine.node())
     async with machine.agent() as keeper:
         await keeper.converge(desired, datetime.now(UTC))
-        report = await until(keeper, lambda one: one.mesh_key and one.endpoints)
+        report = await until(keeper, lambda one: one.mesh_keys and one.endpoints)
         assert len(report.endpoints) == 2
         desired = with_roster(desired, report, machine.facts.engine_id)
         await keeper.converge(desired, datetime.now(UTC))
@@ -140,8 +141,8 @@ async def test_a_node_lives_from_key_to_ray_and_leaves_nothing(machine: Machine)
     before = docker("inspect", *machine.containers(), "--format", "{{.Id}}")
     assert docker("inspect", *machine.containers(), "--format", "{{json .Mounts}}").split() == ["[]"] * 3
     async with machine.agent() as keeper:
-        adopted = await until(keeper, lambda one: one.ray_phase == "running" and one.alive and one.mesh_key)
-        assert adopted.mesh_key == report.mesh_key
+        adopted = await until(keeper, lambda one: one.ray_phase == "running" and one.alive and one.mesh_keys)
+        assert adopted.mesh_keys == report.mesh_keys
         assert adopted.endpoints == report.endpoints
         assert docker("inspect", *machine.containers(), "--format", "{{.Id}}") == before
         await keeper.converge(a_desired(3), datetime.now(UTC))
@@ -170,7 +171,7 @@ async def test_a_container_that_is_killed_is_noticed_at_once(machine: Machine, m
     monkeypatch.setattr("corral.agent.nodes.PERIOD_S", 3600.0)
     async with machine.agent() as keeper:
         await keeper.converge(a_desired(1, machine.node()), datetime.now(UTC))
-        await until(keeper, lambda one: one.work == "running" and one.mesh_key)
+        await until(keeper, lambda one: one.work == "running" and one.mesh_keys)
         (mesh,) = [name for name in machine.containers() if name.endswith("-mesh")]
         killed = asyncio.create_task(asyncio.to_thread(docker, "kill", mesh))
         report = await until(keeper, lambda one: one.mesh == "exited", seconds=60)

@@ -18,7 +18,7 @@ from corral.protocol.roster import payload_hash
 from corral.testing.clock import FakeClock
 from corral.testing.fake_runtime import Exiting, FakeEngine, FakeMesh, FakeRay, FakeRuntime, FakeWeb
 from corral.testing.ids import numbered_id
-from corral.wire.agent import LeafSpec, NodeReport, Revision, Secrets
+from corral.wire.agent import LeafSpec, MeshKeys, NodeReport, Revision, Secrets
 
 from .builders import HOST, NET_IMAGE, NOW, RAY_IMAGE, TOKEN, a_desired, a_leaf, a_node, a_roster, facts
 
@@ -91,7 +91,7 @@ async def test_a_node_comes_up_and_is_reported(host: Host) -> None:
         await host.quiet(keeper)
         report = report_of(keeper)
         assert parts(report) == ("running", "running", "running")
-        assert report.mesh_key is not None
+        assert report.mesh_keys is not None
         assert [endpoint.partition(":")[0] for endpoint in report.endpoints] == ["172.17.0.3", "0.0.0.0"]  # noqa: S104
         assert report.ray_phase == "running"
         assert report.alive == ("10.128.0.1",)
@@ -127,12 +127,12 @@ async def test_a_roster_reaches_the_mesh_with_the_right_paths(host: Host) -> Non
         assert [report.handshaken for report in reports] == [("10.128.0.2",), ("10.128.0.1",)]
         first = meshes[0]
         assert isinstance(first, FakeMesh)
-        assert [peer["endpoint"] for peer in first.peers] == [reports[1].endpoints[0]]
+        assert [peer["endpoints"] for peer in first.peers] == [[reports[1].endpoints[0]]]
 
         abroad = a_roster(2, reports, previous=payload_hash(roster.payload), engine_id="ANOTHER")
         await keeper.converge(a_desired(3, *nodes, roster=abroad), NOW)
         await host.quiet(keeper)
-        assert [peer["endpoint"] for peer in first.peers] == [reports[1].endpoints[1]]
+        assert [peer["endpoints"] for peer in first.peers] == [[reports[1].endpoints[1]]]
 
 
 async def test_a_forged_or_older_roster_is_refused_and_said_so(host: Host) -> None:
@@ -165,7 +165,8 @@ async def test_a_roster_made_for_an_earlier_key_waits(host: Host) -> None:
     async with host.agent() as keeper:
         await keeper.converge(a_desired(1, a_node(1)), NOW)
         await host.quiet(keeper)
-        stale = msgspec.structs.replace(report_of(keeper), mesh_key="A" * 43 + "=")
+        earlier = MeshKeys(direct="A" * 43 + "=", relayed="B" * 42 + "A=")
+        stale = msgspec.structs.replace(report_of(keeper), mesh_keys=earlier)
         await keeper.converge(a_desired(2, a_node(1), roster=a_roster(1, [stale])), NOW)
         await host.quiet(keeper)
         assert report_of(keeper).roster_serial == 0

@@ -9,6 +9,7 @@ All that must be known to go on with a lab, or to end it, is in its folder, so t
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ ENGINES_AT_ONCE = 2
 NODES = "corral-nd_*"
 """Containers of nodes and leaves, as in file names; agents and the gateway's front stay."""
 RECEIVE_QUEUE_PACKETS = 4000
-_SERVE = "serve"
+_SERVE, _RELAY = "serve", "relay"
 _WAIT_READY = """
 import ssl, sys, time, urllib.request
 context = ssl._create_unverified_context()
@@ -395,7 +396,36 @@ class Lab:
             words += ["--role", "gateway", "--gateway-bind", f"127.0.0.1:{GATEWAY_PORT}"]
         self.corral(person, *words, at=machine)
 
-    def furnish(self, *, hosts: int = 3, nat: NatKind | Sequence[NatKind] = NatKind.none, shape: Shape = PLAIN) -> None:
+    def add_relay(self, name: str) -> None:
+        """A machine with a public address joins as a relay of the operator, by the commands that people type."""
+        machine = self.add_machine(name)
+        line = self.json(OPERATOR, "host", "join", "--role", "relay", "--name", name)["line"]
+        token, command = line.removeprefix("printf %s ").split(" | ")
+        secret = machine.folder / "token"
+        secret.touch(mode=0o600)
+        secret.write_text(token)
+        enrol = [str(corral_program()), *shlex.split(command)[1:], *self._relay_words(name)]
+        self.spawn(name, ["/bin/sh", "-c", f"exec {shlex.join(enrol)} < {shlex.quote(str(secret))}"], name=_RELAY)
+
+    def start_relay(self, name: str) -> None:
+        """Starts a relay again that was killed."""
+        self.spawn(name, [str(corral_program()), "relay", *self._relay_words(name)], name=_RELAY)
+
+    def kill_relay(self, name: str) -> None:
+        """Kills a relay's process."""
+        self.kill(name, _RELAY)
+
+    def _relay_words(self, name: str) -> list[str]:
+        return ["--data-dir", str(self.machine(name).folder / "relay"), "--address", self._place(name).outer]
+
+    def furnish(
+        self,
+        *,
+        hosts: int = 3,
+        nat: NatKind | Sequence[NatKind] = NatKind.none,
+        shape: Shape = PLAIN,
+        relays: int = 0,
+    ) -> None:
         """
         The whole network: control plane, hosts of as many providers, a gateway, and a renter with credit.
 
@@ -403,6 +433,7 @@ class Lab:
             hosts: how many; their providers are the first of `PROVIDERS`, and each machine has its provider's name.
             nat: of the hosts, one for all or one for each.
             shape: of the hosts' lines.
+            relays: how many, each on a machine of its own.
         """
         if not 1 <= hosts <= len(PROVIDERS):
             raise LabRefused(f"a lab has 1 to {len(PROVIDERS)} hosts, not {hosts}; nothing was started")
@@ -422,6 +453,8 @@ class Lab:
             list(pool.map(self.sign_up, (RENTER, *providers)))
             engines.result()
             self.corral(OPERATOR, "credit", "add", RENTER, "1000")
+            for number in range(relays):
+                self.add_relay(f"relay-{number + 1}")
             joins = [
                 pool.submit(self.join, GATE, person=OPERATOR, role="gateway", cores=0.1, memory_gib=0.5),
                 *(pool.submit(self.join, name, cores=cores, memory_gib=memory_gib) for name in providers),

@@ -69,7 +69,7 @@ def upgrade() -> None:
         sa.Column("left_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.CheckConstraint("health IN ('checking','ok','failed')", name=op.f("ck_host_health")),
         sa.CheckConstraint("intent IN ('active','paused','draining','left')", name=op.f("ck_host_intent")),
-        sa.CheckConstraint("role IN ('host','gateway')", name=op.f("ck_host_role")),
+        sa.CheckConstraint("role IN ('host','gateway','relay')", name=op.f("ck_host_role")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_host")),
     )
     op.create_index(op.f("ix_host_provider_id"), "host", ["provider_id"], unique=False)
@@ -350,6 +350,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cluster_id", "name", name="pk_phase"),
     )
     op.create_table(
+        "relay",
+        sa.Column("host_id", sa.Text(), nullable=False),
+        sa.Column("port_first", sa.Integer(), nullable=False),
+        sa.Column("port_count", sa.Integer(), nullable=False),
+        sa.Column("observer_key", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["host_id"], ["host.id"], name=op.f("fk_relay_host_id_host")),
+        sa.PrimaryKeyConstraint("host_id", name=op.f("pk_relay")),
+    )
+    op.create_table(
         "roster",
         sa.Column("cluster_id", sa.Text(), nullable=False),
         sa.Column("serial", sa.Integer(), nullable=False),
@@ -470,6 +479,19 @@ def upgrade() -> None:
     )
     op.create_index("ix_ledger_hold_booking", "ledger_hold", ["booking_id"], unique=False)
     op.create_table(
+        "mailbox",
+        sa.Column("relay_id", sa.Text(), nullable=False),
+        sa.Column("port", sa.Integer(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("relayed_key", sa.Text(), nullable=False),
+        sa.Column("observed", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.ForeignKeyConstraint(["relay_id"], ["relay.host_id"], name=op.f("fk_mailbox_relay_id_relay")),
+        sa.PrimaryKeyConstraint("relay_id", "port", name="pk_mailbox"),
+        sa.UniqueConstraint("relay_id", "node_id", name="uq_mailbox_node"),
+    )
+    op.create_index(op.f("ix_mailbox_cluster_id"), "mailbox", ["cluster_id"], unique=False)
+    op.create_table(
         "node_line",
         sa.Column("line_id", sa.Text(), nullable=False),
         sa.Column("node_id", sa.Text(), nullable=False),
@@ -497,6 +519,8 @@ def downgrade() -> None:
     op.drop_table("booking_outage")
     op.drop_index(op.f("ix_node_line_node_id"), table_name="node_line")
     op.drop_table("node_line")
+    op.drop_index(op.f("ix_mailbox_cluster_id"), table_name="mailbox")
+    op.drop_table("mailbox")
     op.drop_index("ix_ledger_hold_booking", table_name="ledger_hold")
     op.drop_table("ledger_hold")
     op.drop_index("uq_hire_device_open", table_name="hire", postgresql_where=sa.text("released_at IS NULL"))
@@ -509,6 +533,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_ticket_cluster_id"), table_name="ticket")
     op.drop_table("ticket")
     op.drop_table("roster")
+    op.drop_table("relay")
     op.drop_table("phase")
     op.drop_index("uq_node_address", table_name="node", postgresql_where=sa.text("removed_at IS NULL"))
     op.drop_index("ix_node_host_wanted", table_name="node", postgresql_where=sa.text("removed_at IS NULL"))

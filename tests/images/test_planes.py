@@ -1,0 +1,153 @@
+"""Two planes between real mesh containers, with real relays: what fails is left, what is back is used again."""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+from parts import Keys, Lab, Part, bridge_address, roster
+
+from corral.relay import Mailbox, Relay
+
+pytestmark = pytest.mark.docker
+
+HERE, THERE, LEAF = "10.128.0.1", "10.128.0.2", "10.128.48.3"
+MEMBERS = (HERE, THERE, LEAF)
+PORTS = (41010, 41011, 41012)
+RELAYS = 2
+BLOCK = "insert rule inet corral {chain} udp {side} 51820 drop"
+
+
+@dataclass
+class Trio:
+    """Two nodes and a leaf, and two relays on this machine."""
+
+    pauses: list[Part]
+    meshes: list[Part]
+    relays: list[Relay]
+    boxes: list[list[Mailbox]]
+    bridge_ip: str
+
+    def endpoint(self, relay: int, member: int) -> str:
+        """The mailbox of a member."""
+        return f"{self.bridge_ip}:{self.boxes[relay][member].port}"
+
+    def tell(self, serial: int, *, has_direct: bool = True) -> None:
+        """Hand everybody the roster."""
+        keys: dict[str, Keys] = {address: mesh.keys() for address, mesh in zip(MEMBERS, self.meshes, strict=True)}
+        endpoints = {
+            address: f"{bridge_address(pause)}:51820" if has_direct else None
+            for address, pause in zip(MEMBERS, self.pauses, strict=True)
+        }
+        for n, own in enumerate(MEMBERS):
+            relays = [self.endpoint(relay, n) for relay in range(RELAYS)]
+            self.meshes[n].send(roster(serial, keys, endpoints, own=own, relays=relays, passive=[LEAF]))
+
+    def cut(self) -> None:
+        """No direct path from or to the first node any more."""
+        for chain, side in (("input", "dport"), ("output", "sport")):
+            assert self.meshes[0].run("nft", BLOCK.format(chain=chain, side=side))[0] == 0
+
+    def mend(self) -> None:
+        """The direct path is back."""
+        for chain in ("input", "output"):
+            rules = json.loads(self.meshes[0].run("nft", "-j", "-a", "list", "chain", "inet", "corral", chain)[1])
+            first = next(entry["rule"]["handle"] for entry in rules["nftables"] if "rule" in entry)
+            assert self.meshes[0].run("nft", "delete", "rule", "inet", "corral", chain, "handle", str(first))[0] == 0
+
+    def reaches(self, n: int, address: str) -> bool:
+        """Whether a datagram of one member comes back from another's data address."""
+        return self.meshes[n].run("python3", "-c", ECHO, MEMBERS[n], address)[1] == "echo"
+
+
+SERVE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 7000))
+while True: s.sendto(*s.recvfrom(64))
+"""
+ECHO = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 0)); s.settimeout(0.5)
+for _ in range(40):
+    s.sendto(b"echo", (sys.argv[2], 7000))
+    try: print(s.recv(64).decode()); break
+    except TimeoutError: pass
+"""
+
+
+@pytest.fixture
+def trio(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Trio]:
+    """Members that have not heard of each other yet."""
+    [network] = lab.engine.call("GET", "/networks", filters=json.dumps({"name": ["^bridge$"]}))
+    bridge_ip = network["IPAM"]["Config"][0]["Gateway"]
+    name = request.node.name.replace("_", "-")[:40]
+    roles = ("node", "node", "leaf")
+    pauses = [lab.pause(f"{name}-{n}-pause") for n in range(3)]
+    meshes = [lab.mesh(f"{name}-{n}-mesh", pauses[n], MEMBERS[n], role=roles[n]) for n in range(3)]
+    boxes = [
+        [
+            Mailbox.from_base64(
+                node_id=f"no_{n}", cluster_id="one", port=PORTS[n] + 10 * relay, public_key=meshes[n].keys().relayed
+            )
+            for n in range(3)
+        ]
+        for relay in range(RELAYS)
+    ]
+    with ExitStack() as stack:
+        relays = [stack.enter_context(Relay(bridge_ip)) for _ in range(RELAYS)]
+        for relay, mine in zip(relays, boxes, strict=True):
+            assert relay.set_mailboxes(mine) == []
+        yield Trio(pauses, meshes, relays, boxes, bridge_ip)
+
+
+def test_a_cut_path_is_left_for_the_relay_and_taken_again(trio: Trio) -> None:
+    """Nobody outside decides it; the leaf, which is never asked, is reached over the relay too."""
+    trio.tell(1)
+    for n, address in enumerate(MEMBERS):
+        trio.meshes[n].wait_type("peers", handshaken=[one for one in MEMBERS if one != address], relayed=[])
+    trio.meshes[1].spawn("python3", "-c", SERVE, THERE)
+    assert trio.reaches(0, THERE)
+    since = [mesh.mark() for mesh in trio.meshes]
+    trio.cut()
+    for n, others in ((0, [THERE, LEAF]), (1, [HERE]), (2, [HERE])):
+        trio.meshes[n].wait_type("peers", relayed=others, since=since[n])
+    assert trio.reaches(0, THERE)
+    assert "wgr" in trio.meshes[0].run("ip", "route", "get", THERE)[1]
+    since = [mesh.mark() for mesh in trio.meshes]
+    trio.mend()
+    for n in range(3):
+        trio.meshes[n].wait_type("peers", relayed=[], since=since[n])
+    assert "wgd" in trio.meshes[0].run("ip", "route", "get", THERE)[1]
+    assert trio.reaches(0, THERE)
+
+
+def test_members_without_a_direct_path_meet_at_a_relay_and_outlive_it(trio: Trio) -> None:
+    """As behind symmetric NATs. When the relay of a pair dies, both ends go to the other one by themselves."""
+    trio.tell(1, has_direct=False)
+    for n, address in enumerate(MEMBERS):
+        others = [one for one in MEMBERS if one != address]
+        trio.meshes[n].wait_type("peers", handshaken=others, relayed=others)
+    trio.meshes[1].spawn("python3", "-c", SERVE, THERE)
+    assert trio.reaches(0, THERE)
+    assert trio.endpoint(0, 0) in trio.meshes[0].run("wg", "show", "wgr", "endpoints")[1]
+    trio.relays[0].close()
+    assert trio.reaches(0, THERE)
+    assert trio.endpoint(1, 0) in trio.meshes[0].run("wg", "show", "wgr", "endpoints")[1]
+
+
+def test_a_roster_without_relays_takes_the_relayed_plane_away(trio: Trio) -> None:
+    """Peers, routes and mailboxes of before leave nothing; twice the same roster is no error."""
+    trio.tell(1)
+    trio.meshes[0].wait_type("peers", handshaken=[THERE, LEAF])
+    keys = {address: mesh.keys() for address, mesh in zip(MEMBERS, trio.meshes, strict=True)}
+    endpoints: dict[str, str | None] = {
+        address: f"{bridge_address(pause)}:51820" for address, pause in zip(MEMBERS, trio.pauses, strict=True)
+    }
+    for serial in (2, 2, 3):
+        since = trio.meshes[0].mark()
+        trio.meshes[0].send(roster(serial, keys, endpoints, own=HERE, passive=[LEAF]))
+        trio.meshes[0].wait_type("configured", serial=serial, since=since)
+    assert trio.meshes[0].run("wg", "show", "wgr", "peers")[1] == ""
+    assert len(trio.meshes[0].run("wg", "show", "wgd", "peers")[1].splitlines()) == 2
+    assert trio.meshes[0].run("ip", "route", "show", "dev", "wgr")[1].count("\n") == 0
