@@ -13,7 +13,7 @@ from corral.core.errors import CorralError
 from corral.testing.postgres import PostgresServer
 from corral.wire.problem import PROBLEM_MEDIA_TYPE, Problem
 
-_ELSEWHERE = ("corral.sdk", "corral.cli", "corral.agent", "corral.testing", "corral.api.migrations")
+_ELSEWHERE = ("corral.sdk", "corral.cli", "corral.agent", "corral.relay", "corral.testing", "corral.api.migrations")
 """Parts that never run in the control plane's process."""
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 
 from corral_program import ControlInput, Malformed, emit, end_as_fatal
 
-from corral.protocol.paths import Paths, PeerPlan, Route
+from corral.protocol.paths import Paths, PeerPlan, Plane, Route
 from corral_net import firewall
 from corral_net.calling import Calls
 from corral_net.commands import Fatal, last_words, must, run
@@ -25,7 +25,7 @@ from corral_net.probes import Prober
 from corral_net.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
 from corral_net.tunnel import PeerState, Tunnel, TunnelPeer
 
-PLANES = ("direct", "relayed")
+PLANES: "tuple[Plane, ...]" = ("direct", "relayed")
 RELAYED_PORT_STEP = 1
 """The relayed plane listens beside the direct one; that port is never published."""
 POLL_SILENT_S = 0.05  # while a peer is expected any moment; handshakes take milliseconds on a LAN
@@ -108,17 +108,17 @@ class Mesh:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._tunnels = {
+        self._tunnels: dict[Plane, Tunnel] = {
             plane: Tunnel(firewall.INTERFACES[plane], port=settings.port + n, mark=firewall.FIREWALL_MARK)
             for n, plane in enumerate(PLANES)
         }
-        self._calls = {plane: Calls(plane) for plane in PLANES}
-        self._calling: dict[str, set[str]] = {plane: set() for plane in PLANES}
+        self._calls: dict[Plane, Calls] = {plane: Calls(plane) for plane in PLANES}
+        self._calling: dict[Plane, set[str]] = {plane: set() for plane in PLANES}
         """Addresses of peers with a keepalive: WireGuard begins with them by itself."""
-        self._endpoint_number: dict[tuple[str, str], int] = {}
-        self._shook_at: dict[tuple[str, str], float] = {}
+        self._endpoint_number: dict[tuple[str, Plane], int] = {}
+        self._shook_at: dict[tuple[str, Plane], float] = {}
         self._paths = Paths()
-        self._probers: dict[str, Prober] = {}
+        self._probers: dict[Plane, Prober] = {}
         self._roster: Roster | None = None
         self._peers: dict[str, Peer] = {}
         self._of_pin: dict[str, str] = {}
@@ -206,7 +206,7 @@ class Mesh:
         else:
             emit("refused", serial=None, reason="the type is neither roster nor hello")
 
-    def _hear(self, plane: str, prober: Prober) -> None:
+    def _hear(self, plane: Plane, prober: Prober) -> None:
         now = time.monotonic()
         for probe in prober.read():
             address = self._of_pin.get(probe.pin)
@@ -240,7 +240,7 @@ class Mesh:
         self._told = ()  # said anew for each roster: the same addresses may be other members now
         self._observe(now)
 
-    def _sync(self, plane: str, before: "dict[str, Peer]", observers: "tuple[Observer, ...]", now: float) -> None:
+    def _sync(self, plane: Plane, before: "dict[str, Peer]", observers: "tuple[Observer, ...]", now: float) -> None:
         """Bring one plane to the roster; peers with another key than before are called."""
         peers = {address: peer for address, peer in self._peers.items() if plane == "direct" or peer.relays}
         kept = {
@@ -254,13 +254,22 @@ class Mesh:
         self._calling[plane] = (self._calling[plane] & kept) | (first - kept)
         calling = {_key(peers[address], plane) for address in self._calling[plane]}
         tunnel_peers = [self._tunnel_peer(plane, peer) for peer in peers.values()]
+        # Whoever answers stays where WireGuard has found it: a NAT may have put it where no roster says.
+        met = {address for address in kept if self._has_met(address, plane, now)}
+        met_keys = {_key(peers[address], plane) for address in met}
+        tunnel_peers = [peer._replace(endpoint=None) if peer.public_key in met_keys else peer for peer in tunnel_peers]
         if plane == "direct":
             # An observer answers nothing: it only sees where our calls come from.
             tunnel_peers += [TunnelPeer(observer.public_key, (), observer.endpoint) for observer in observers]
             calling |= {observer.public_key for observer in observers}
         self._tunnels[plane].sync(tunnel_peers, calling=calling)
-        for address in peers.keys() - kept:
+        for address in peers.keys() - met:
             self._begin_calling(address, plane, now)
+
+    def _has_met(self, address: str, plane: Plane, now: float) -> bool:
+        """Whether a peer answers, or has just shaken hands."""
+        just_now = now < self._shook_at.get((address, plane), -PROBES_WITHIN_S) + PROBES_WITHIN_S
+        return just_now or self._status(address, plane, now) == "alive"
 
     def _make_addresses(self) -> None:
         """The addresses come last: whoever waits for them finds the firewall closed and the peers known."""
@@ -299,7 +308,7 @@ class Mesh:
     def _is_caller(self, address: str) -> bool:
         return self._tunnels["direct"].public_key < self._peers[address].direct_key
 
-    def _begin_calling(self, address: str, plane: str, now: float, *, had_session: bool = False) -> None:
+    def _begin_calling(self, address: str, plane: Plane, now: float, *, had_session: bool = False) -> None:
         if address in self._calls[plane] or not self._endpoints(address, plane):
             return
         number = self._endpoint_number.get((address, plane), 0)
@@ -320,12 +329,12 @@ class Mesh:
                 if self._status(address, plane, now) == "alive":
                     calls.end(address)
 
-    def _status(self, address: str, plane: str, now: float) -> str:
+    def _status(self, address: str, plane: Plane, now: float) -> str:
         state = self._paths.state(address, now)
         found = state.direct if plane == "direct" else state.relayed
         return found.status if found is not None else "unknown"
 
-    def _call_again(self, plane: str, now: float) -> None:
+    def _call_again(self, plane: Plane, now: float) -> None:
         due = self._calls[plane].due(now)
         if not due:
             return
@@ -335,11 +344,11 @@ class Mesh:
         self._calling[plane].update(address for address, _ in due)
         self._looks = tuple(now + after_s for after_s in POLL_AFTER_CALL_S)
 
-    def _endpoints(self, address: str, plane: str) -> "tuple[str, ...]":
+    def _endpoints(self, address: str, plane: Plane) -> "tuple[str, ...]":
         peer = self._peers[address]
         return peer.endpoints if plane == "direct" else peer.relays
 
-    def _tunnel_peer(self, plane: str, peer: Peer) -> TunnelPeer:
+    def _tunnel_peer(self, plane: Plane, peer: Peer) -> TunnelPeer:
         endpoints = self._endpoints(peer.address, plane)
         number = self._endpoint_number.get((peer.address, plane), 0)
         allowed = (peer.address, pin_address(self._settings.network, peer.address, plane))
@@ -370,7 +379,7 @@ class Mesh:
         self._bytes = {"rx": received, "tx": sent}
         self._tell(is_periodic=now >= self._reported_at + REPORT_S)
 
-    def _note(self, plane: str, states: "list[PeerState]", now: float) -> None:
+    def _note(self, plane: Plane, states: "list[PeerState]", now: float) -> None:
         """Peers that answered are called no more, and both ends keep the path open from now on."""
         met: list[str] = []
         for state in states:
@@ -396,11 +405,11 @@ class Mesh:
         emit("keys", **keys, implementation=self._tunnels["direct"].implementation)
 
 
-def _key(peer: Peer, plane: str) -> str:
+def _key(peer: Peer, plane: Plane) -> str:
     return peer.direct_key if plane == "direct" else peer.relayed_key
 
 
-def _same_on(plane: str, before: Peer, after: Peer) -> bool:
+def _same_on(plane: Plane, before: Peer, after: Peer) -> bool:
     """Whether a peer can go on with the session that it has on this plane."""
     if plane == "direct":
         return before.direct_key == after.direct_key

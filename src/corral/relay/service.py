@@ -131,7 +131,8 @@ class RelayService:
         self._clock, self._time = clock, time
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._sequence = 0
+        # A report from before a restart must not pass for a later one.
+        self._sequence = int(clock.now().timestamp() * 1000)
         self._desired: Desired | None = None
         self._served: tuple[MailboxSpec, ...] | None = None
         self._record = options.data_dir / DESIRED_FILE
