@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -18,6 +19,10 @@ from corral.platform.settings import ServerSettings
 from corral.testing.clock import FakeClock
 from corral.testing.ids import CountingIds
 from corral.testing.postgres import PostgresServer
+
+# Examples follow from the test alone, and how long one takes is the machine's business.
+hypothesis.settings.register_profile("corral", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("corral")
 
 
 async def _build_schema(url: str) -> None:
