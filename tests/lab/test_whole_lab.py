@@ -152,3 +152,12 @@ def test_a_renter_who_leaves_empties_every_engine(whole: Lab) -> None:
         assert whole.engine(host).containers() == [f"corral-agent-{host}"]
     for relay in ("relay-1", "relay-2"):
         wait_for(lambda name=relay: "count=0" in whole.machine(name).log_file("relay").read_text().splitlines()[-1])
+
+
+def test_a_host_is_back_after_its_daemon_has_crashed(whole: Lab) -> None:
+    """Whatever ran is gone with it; the agent comes back by itself, and the host is lent again."""
+    whole.kill_engine("cleo")
+    whole.start_engine("cleo")
+    engine = whole.engine("cleo")
+    wait_for(lambda: "corral-agent-cleo" in engine.containers(running_only=True))
+    wait_for(lambda: whole.json("cleo", "host", "show", "cleo")["status"] == "idle")

@@ -164,7 +164,8 @@ def agent_body(settings: HostSettings, runtimes: tuple[str, ...]) -> dict[str, A
         "ReadonlyRootfs": True,
         "Tmpfs": {"/tmp": "rw,noexec,nosuid,size=64m"},  # noqa: S108 (inside the container)
         "ExtraHosts": ["host.docker.internal:host-gateway"],
-        "RestartPolicy": {"Name": "unless-stopped"},
+        # Not `unless-stopped`: a daemon that comes back after a crash takes what it finds running for stopped by hand.
+        "RestartPolicy": {"Name": "always"},
         "Memory": AGENT_MEMORY_BYTES,
         "PidsLimit": AGENT_PIDS,
         "Init": True,
