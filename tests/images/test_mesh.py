@@ -89,6 +89,22 @@ def test_peer_without_an_endpoint_is_met_when_it_calls(lab: Lab) -> None:
             pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
 
 
+def test_peer_that_loses_its_endpoint_while_it_is_called_ends_nothing(lab: Lab) -> None:
+    """Two members that claim one endpoint lose it: the others go on, and wait for the peer to call."""
+    pair = Pair(lab, "loser")
+    caller = 0 if pair.keys[HERE] < pair.keys[THERE] else 1
+    other = (THERE, HERE)[caller]
+    pair.endpoints[other] = "203.0.113.66:5000"
+    pair.tell(caller, 1)
+    pair.meshes[caller].wait_type("configured", serial=1)
+    pair.endpoints[other] = None
+    pair.tell(caller, 2)
+    pair.meshes[caller].wait_type("configured", serial=2)
+    pair.tell(1 - caller, 2)  # it is not the one that calls first, so a call of ours would have been due long before
+    pair.meshes[caller].wait_type("peers", handshaken=[other])
+    assert pair.meshes[caller].inspect()["State"]["Running"]
+
+
 def test_restarted_mesh_container_joins_again_with_a_new_key(lab: Lab, pair: Pair) -> None:
     """The namespace survives; key, interface and peers are new, and the next serial brings them together."""
     old_key = pair.keys[HERE]

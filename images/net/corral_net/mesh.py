@@ -250,6 +250,9 @@ class Mesh:
             self._calls[plane].end(address)
             self._endpoint_number.pop((address, plane), None)
             self._shook_at.pop((address, plane), None)
+        for address in peers:
+            if not self._endpoints(address, plane):
+                self._calls[plane].end(address)  # Only the peer can open the path now.
         first = {address for address in peers if self._is_caller(address)}
         self._calling[plane] = (self._calling[plane] & kept) | (first - kept)
         calling = {_key(peers[address], plane) for address in self._calling[plane]}

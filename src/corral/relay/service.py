@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,7 +15,7 @@ from corral import __version__
 from corral.agent.control_plane import ControlPlane, HostTokens, ServerTime, fetch_ca, pinned_session
 from corral.agent.enrol import enrol_request, public_key_text
 from corral.agent.exchange import Exchanger
-from corral.agent.settings import key_bytes, machine_id, new_key, parse_key
+from corral.agent.settings import key_bytes, machine_id, new_key, parse_key, write_atomically
 from corral.core.clock import Clock, SystemClock
 from corral.core.ids import is_name
 from corral.relay.errors import RelayMisconfigured, RelayNotEnrolled
@@ -78,7 +77,7 @@ async def enrol(data_dir: Path, *, url: str, ca_sha256: str, name: str, token: s
         )
         reply = await control_plane.enrol(request)
     settings = RelaySettings(url=url, ca_pem=ca_pem, host_id=reply.host_id, name=reply.name, audience=reply.audience)
-    _write(data_dir / RELAY_FILE, msgspec.json.format(msgspec.json.encode(settings)))
+    write_atomically(data_dir / RELAY_FILE, msgspec.json.format(msgspec.json.encode(settings)))
     return settings
 
 
@@ -200,7 +199,7 @@ class RelayService:
             return
         before = self._desired.mailboxes if self._desired is not None else None
         if desired.mailboxes != before:
-            await asyncio.to_thread(_write, self._record, msgspec.json.encode(desired.mailboxes))
+            await asyncio.to_thread(write_atomically, self._record, msgspec.json.encode(desired.mailboxes))
         await self._serve(desired.mailboxes)
         self._desired = desired
 
@@ -229,7 +228,7 @@ def _own_key(data_dir: Path) -> Ed25519PrivateKey:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = data_dir / KEY_FILE
         if not file.exists():
-            _write(file, key_bytes(new_key()))
+            write_atomically(file, key_bytes(new_key()))
         return parse_key(file.read_bytes())
     except (OSError, ValueError) as error:
         raise RelayMisconfigured(f"{data_dir} cannot hold the relay's key: {error}; nothing was enrolled") from error
@@ -245,13 +244,3 @@ def _check(options: RelayOptions) -> None:
         raise RelayMisconfigured(
             f"{options.port_count} ports from {options.port_first} on are not within 1024 to 65535; nothing was started"
         )
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Writes a file that only we can read, whole or not at all."""
-    partial = file.with_suffix(".partial")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-        os.fsync(opened.fileno())
-    partial.replace(file)
