@@ -126,6 +126,14 @@ class Network:
         shown = await self.show(cluster_id)
         raise AssertionError(f"{shown.state} after {steps} steps: {shown.reason} {shown.phases} {shown.nodes}")
 
+    async def run_until_node(self, cluster_id: ClusterId, index: int, state: str, *, steps: int = 30) -> None:
+        """Steps of a second until the node of that index is in `state`."""
+        for _ in range(steps):
+            if (await self.show(cluster_id)).nodes[index].state == state:
+                return
+            await self.step()
+        raise AssertionError((await self.show(cluster_id)).nodes[index])
+
     async def show(self, cluster_id: ClusterId) -> api.Cluster:
         """The cluster as its renter sees it."""
         async with self.platform.database.transaction() as tx:

@@ -36,12 +36,92 @@ async def test_a_lost_worker_without_a_spare_leaves_the_cluster_running(network:
     cluster_id = await network.book()
     shown = await network.run_until(cluster_id, "ready")
     network.host(shown.nodes[2].host).trouble = Trouble.DIES
-    for _ in range(4):
+    for _ in range(10):
         await network.step()
     shown = await network.show(cluster_id)
     assert shown.state == "ready"
     assert "goes on without" in shown.reason
     assert shown.nodes[2].state == "lost"
+
+
+async def test_a_worker_that_its_host_mends_stays_and_its_absence_is_not_charged(network: Network) -> None:
+    """The node keeps its place and its line; the minutes that the absence touched are not charged."""
+    cluster_id = await network.book()
+    shown = await network.run_until(cluster_id, "ready")
+    host = network.host(shown.nodes[2].host)
+    host.trouble = Trouble.DIES
+    await network.step()
+    host.trouble = None
+    await network.step()  # What happened in one step is told in the next.
+    shown = await network.show(cluster_id)
+    assert (shown.state, shown.reason, shown.nodes[2].state) == ("ready", "", "mending")
+    await network.run_until_node(cluster_id, 2, "running")
+    shown = await network.show(cluster_id)
+    assert "mended 1×: the work container ended" in shown.nodes[2].reason
+    for _ in range(65):
+        await network.step(60)
+    lines = {line.host: line for line in (await network.bill(cluster_id)).lines}
+    assert [line.state for line in lines.values()] == ["ended"] * 3
+    assert [lines[node.host].minutes for node in shown.nodes] == [60, 60, 59]
+    assert await network.leftovers() == {}
+
+
+async def test_a_head_that_its_host_mends_takes_its_workers_back(network: Network) -> None:
+    """Its workers have nothing to join meanwhile, and are not blamed for it; nobody is charged; the renter is told."""
+    cluster_id = await network.book()
+    shown = await network.run_until(cluster_id, "ready")
+    head = network.host(shown.nodes[0].host)
+    head.trouble = Trouble.NO_RAY
+    node = next(one for one in head.nodes.values() if one.spec.node_id == shown.nodes[0].id)
+    node.ray_runs = False
+    for _ in range(5):
+        await network.step(10)
+    head.trouble = None
+    shown = await network.show(cluster_id)
+    assert shown.state == "ready"
+    assert "the jobs on it are lost" in shown.reason
+    await network.run_until_node(cluster_id, 2, "running")
+    for _ in range(10):
+        await network.step(10)
+    shown = await network.show(cluster_id)
+    assert [node.state for node in shown.nodes] == ["running"] * 3
+    assert {node.reason for node in shown.nodes} == {""}
+    for _ in range(65):
+        await network.step(60)
+    assert {line.minutes for line in (await network.bill(cluster_id)).lines} <= {58, 59}
+
+
+async def test_a_worker_that_ray_has_lost_for_too_long_is_replaced(network: Network) -> None:
+    """Its host is there and its containers run, but Ray does not hold it for alive."""
+    cluster_id = await network.book()
+    shown = await network.run_until(cluster_id, "ready")
+    await network.add_host("spare")
+    host = network.host(shown.nodes[2].host)
+    host.trouble = Trouble.NO_RAY
+    node = next(one for one in host.nodes.values() if one.spec.node_id == shown.nodes[2].id)
+    node.ray_runs = False
+    for _ in range(20):
+        await network.step(10)
+    shown = await network.show(cluster_id)
+    assert shown.state == "ready"
+    assert {node.host: node.state for node in shown.nodes}[host.name] == "replaced"
+    assert {node.host: node.state for node in shown.nodes}["spare"] == "running"
+
+
+async def test_a_head_that_does_not_come_back_ends_the_cluster_with_a_refund(network: Network) -> None:
+    """Its host is there and cannot mend it; what was not delivered since is not charged."""
+    cluster_id = await network.book()
+    shown = await network.run_until(cluster_id, "ready")
+    for _ in range(10):
+        await network.step(60)
+    network.host(shown.nodes[0].host).trouble = Trouble.DIES
+    shown = await network.run_until(cluster_id, "ended")
+    assert "the head on" in shown.reason
+    assert {line.minutes for line in (await network.bill(cluster_id)).lines} <= {9, 10, 11}
+    network.host(shown.nodes[0].host).trouble = None
+    for _ in range(3):
+        await network.step()
+    assert await network.leftovers() == {}
 
 
 async def test_a_lost_head_ends_the_cluster_with_a_refund(network: Network) -> None:

@@ -4,12 +4,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from corral.testing.lab.errors import LabFailed
 from corral.testing.lab.lab import Lab
 from corral.testing.lab.nat import NatKind
+from corral.testing.local_network import slice_size
 
 from .conftest import why_no_namespaces
 
@@ -92,9 +94,9 @@ def plane_of(lab: Lab, host: str, other: str) -> str:
     return "relayed" if " wgr " in route else "direct"
 
 
-def wait_for(what: Callable[[], bool]) -> None:
+def wait_for(what: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
     """Returns once it holds."""
-    deadline = time.monotonic() + WITHIN_S
+    deadline = time.monotonic() + within_s
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -142,6 +144,107 @@ def test_a_job_outlives_its_paths_its_relays_and_the_control_plane(whole: Lab, t
     result = json.loads(log.partition("result ")[2].splitlines()[0])
     assert (len(result["hosts"]), result["alive"]) == (3, 3)
     assert whole.json("rae", "show", "whole")["state"] == "ready"
+
+
+ALIVE = "import ray; ray.init(); print('alive', *sorted(node['NodeName'] for node in ray.nodes() if node['Alive']))"
+WAITING = """
+import ray, sys, time
+ray.init()
+node = next(node for node in ray.nodes() if node["NodeName"] == sys.argv[1])
+strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+
+@ray.remote(num_cpus=1, max_retries=0)
+def wait():
+    time.sleep(3600)
+
+print("waiting", flush=True)
+try:
+    ray.get(wait.options(scheduling_strategy=strategy).remote())
+except ray.exceptions.RayError as error:
+    print("learned", type(error).__name__, flush=True)
+"""
+
+
+def nodes_of(lab: Lab) -> dict[str, dict[str, Any]]:
+    """The nodes of the cluster that are wanted, by host."""
+    nodes = lab.json("rae", "show", "whole")["nodes"]
+    return {node["host"]: node for node in nodes if node["state"] not in ("lost", "replaced")}
+
+
+def living(lab: Lab) -> set[str]:
+    """The hosts whose nodes Ray holds for alive."""
+    log = lab.corral("rae", "job", "submit", "whole", "--", "python", "-c", ALIVE)
+    return set(log.partition("alive ")[2].splitlines()[0].split())
+
+
+def kill_container(lab: Lab, host: str, names: str) -> None:
+    """Ends one container of a host from outside, as a crash would."""
+    engine = lab.engine(host)
+    [name] = engine.containers(names, running_only=True)
+    pid = engine.docker("inspect", "--format", "{{.State.Pid}}", name).strip()
+    lab.machine(host).run(["kill", "-9", pid])
+
+
+def is_mended(lab: Lab, host: str, what: str) -> bool:
+    """Whether the node on a host works again after the end of a part of it."""
+    node = nodes_of(lab)[host]
+    return node["state"] == "running" and what in node["reason"]
+
+
+def test_what_dies_on_a_host_is_mended_there(whole: Lab) -> None:
+    """A mesh, a whole network, an agent, the gateway's leaf: the same nodes go on, and the cluster stays ready."""
+    before = {host: node["id"] for host, node in nodes_of(whole).items()}
+    head, one, other = (node["host"] for node in sorted(nodes_of(whole).values(), key=lambda node: node["role"]))
+    kill_container(whole, one, "corral-nd_*-mesh")
+    kill_container(whole, "gate", "corral-nd_*-mesh")
+    kill_container(whole, other, f"corral-agent-{other}")
+    wait_for(lambda: is_mended(whole, one, "the mesh container ended"))
+    wait_for(lambda: f"corral-agent-{other}" in whole.engine(other).containers(running_only=True))
+    kill_container(whole, other, "corral-nd_*-pause")
+    wait_for(lambda: is_mended(whole, other, "the pause container ended"))
+    wait_for(lambda: living(whole) == {head, one, other})
+    assert {host: node["id"] for host, node in nodes_of(whole).items()} == before
+    assert whole.json("rae", "show", "whole")["reason"] == ""
+
+
+def test_a_head_whose_ray_dies_is_started_anew_and_its_workers_join_it(whole: Lab) -> None:
+    """The jobs of before are lost, and the renter is told; the cluster takes new ones."""
+    before = {host: node["id"] for host, node in nodes_of(whole).items()}
+    [head] = [node["host"] for node in nodes_of(whole).values() if node["role"] == "head"]
+    kill_container(whole, head, "corral-nd_*-work")
+    wait_for(lambda: "the jobs on it are lost" in whole.json("rae", "show", "whole")["reason"])
+    wait_for(lambda: all(node["state"] == "running" for node in nodes_of(whole).values()))
+    wait_for(lambda: living(whole) == set(before))
+    assert {host: node["id"] for host, node in nodes_of(whole).items()} == before
+
+
+def test_a_host_that_stays_away_is_replaced_and_empties_itself_when_it_is_back(whole: Lab, tmp_path: Path) -> None:
+    """A driver that waits for it learns of it; another host takes the place at no higher rate; nothing is left."""
+    whole.add_machine("dora", has_engine=True, owner="dora")
+    whole.start_engines("dora")
+    whole.sign_up("dora")
+    cores, memory_gib = slice_size()
+    whole.join("dora", cores=cores, memory_gib=memory_gib)
+    gone = next(node for node in nodes_of(whole).values() if node["role"] == "worker")
+    (tmp_path / "wait.py").write_text(WAITING)
+    words = ["--no-wait", "--working-dir", str(tmp_path), "--", "python", "wait.py", gone["name"]]
+    job = json.loads(whole.corral("rae", "job", "submit", "--json", "whole", *words))["submission_id"]
+    wait_for(lambda: "waiting" in whole.corral("rae", "job", "logs", "whole", job))
+    rate = whole.json("rae", "show", "whole")["rate_uc_per_hour"]
+    whole.isolate(gone["host"])
+    wait_for(lambda: "learned NodeDiedError" in whole.corral("rae", "job", "logs", "whole", job))
+    wait_for(lambda: "dora" in nodes_of(whole) and nodes_of(whole)["dora"]["state"] == "running", within_s=180)
+    cluster = whole.json("rae", "show", "whole")
+    assert (cluster["state"], cluster["rate_uc_per_hour"] <= rate) == ("ready", True)
+    assert {node["host"]: node["state"] for node in cluster["nodes"]}[gone["host"]] == "replaced"
+    wait_for(lambda: living(whole) == set(nodes_of(whole)))
+    # Nobody gets its device before it has confirmed that the old node is gone.
+    status = whole.json(gone["provider"], "host", "show", gone["host"])["status"]
+    assert status == "offline"
+    assert len(whole.engine(gone["host"]).containers("corral-nd_*")) == 3
+    whole.reconnect(gone["host"])
+    wait_for(lambda: whole.json(gone["provider"], "host", "show", gone["host"])["status"] == "idle")
+    assert whole.engine(gone["host"]).containers("corral-nd_*") == []
 
 
 def test_a_renter_who_leaves_empties_every_engine(whole: Lab) -> None:

@@ -338,6 +338,10 @@ class Mesh:
         return found.status if found is not None else "unknown"
 
     def _call_again(self, plane: Plane, now: float) -> None:
+        if self._calls[plane].next_at() > now:
+            return
+        # Whoever has just answered must not lose its new session: calling begins with forgetting the peer.
+        self._note(plane, self._states(plane), now)
         due = self._calls[plane].due(now)
         if not due:
             return
@@ -370,8 +374,8 @@ class Mesh:
         wall_s = time.time()
         alive: set[str] = set()
         received = sent = 0
-        for plane, tunnel in self._tunnels.items():
-            states = [state for state in tunnel.states() if state.public_key in self._of_key]
+        for plane in PLANES:
+            states = self._states(plane)
             self._note(plane, states, now)
             alive |= {self._of_key[state.public_key] for state in states if state.is_fresh(wall_s)}
             received += sum(state.received_bytes for state in states)
@@ -381,6 +385,10 @@ class Mesh:
         self._handshaken = tuple(sorted(alive))
         self._bytes = {"rx": received, "tx": sent}
         self._tell(is_periodic=now >= self._reported_at + REPORT_S)
+
+    def _states(self, plane: Plane) -> "list[PeerState]":
+        """The peers as WireGuard sees them; observers are none."""
+        return [state for state in self._tunnels[plane].states() if state.public_key in self._of_key]
 
     def _note(self, plane: Plane, states: "list[PeerState]", now: float) -> None:
         """Peers that answered are called no more, and both ends keep the path open from now on."""

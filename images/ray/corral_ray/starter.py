@@ -5,6 +5,7 @@ beforehand lets its first try succeed. The one thing read besides public command
 the client that `ray start` itself uses; where that changes, the fallbacks here only cost time or detail.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -20,6 +21,9 @@ POLL_HEAD_S = 0.05
 POLL_NODES_S = 0.2
 POLL_NODES_STEADY_S = 1.0
 STEADY_AFTER_S = 180.0
+POLL_JOINED_S = 5.0
+MISSED_MAX = 2
+"""Looks at which a node that had joined is not among the living ones, until it is taken for lost."""
 REQUEST_S = 2.0
 
 
@@ -59,16 +63,27 @@ def wait_for_head(settings: Settings) -> None:
     while not _accepts(settings.head_address, GCS_PORT):
         time.sleep(POLL_HEAD_S)
     try:
-        has_head = _head_record_reader(f"{settings.head_address}:{GCS_PORT}")
+        has_head = _alive_reader(settings, is_head_node=True)
     except Exception as error:
         print(f"corral: Ray's node list cannot be read ({error!r}); leaving the wait to ray start", file=sys.stderr)
         return
-    while not has_head():
+    while True:
+        with contextlib.suppress(Exception):
+            if has_head():
+                return
         time.sleep(POLL_HEAD_S)
 
 
 def watch_nodes(settings: Settings, report: Reporter) -> None:
-    """Report the addresses of Ray's living nodes whenever they change: all of them on the head, itself on a worker."""
+    """
+    Report the addresses of Ray's living nodes whenever they change: all of them on the head, itself on a worker.
+
+    A worker that had joined ends once the head answers and does not name it: Ray holds it for dead, or the head was
+    started anew. Neither takes it back, and its raylet may go on for ever.
+    """
+    if settings.role == "worker":
+        _watch_own_node(settings, report)
+        return
     read_alive = _node_reader(settings)
     last: list[str] = []
     began_at = time.monotonic()
@@ -79,12 +94,27 @@ def watch_nodes(settings: Settings, report: Reporter) -> None:
             alive = None  # not up yet, or busy; the list in force stays
         if alive is not None and alive != last:
             last = alive
-            if settings.role == "head":
-                report(type="alive", nodes=alive)
-            elif settings.node_address in alive:
-                report(type="phase", phase="running")
-                return
+            report(type="alive", nodes=alive)
         time.sleep(POLL_NODES_S if time.monotonic() - began_at < STEADY_AFTER_S else POLL_NODES_STEADY_S)
+
+
+def _watch_own_node(settings: Settings, report: Reporter) -> None:
+    is_alive = _own_node_reader(settings)
+    has_joined, missed = False, 0
+    while missed < MISSED_MAX:
+        try:
+            is_there = is_alive()
+        except Exception:  # the head does not answer, which says nothing of this node
+            is_there = None
+            is_alive = _own_node_reader(settings)  # a client never gets along with a head that was started anew
+        if is_there and not has_joined:
+            has_joined = True
+            report(type="phase", phase="running")
+        if has_joined and is_there is not None:
+            missed = 0 if is_there else missed + 1
+        time.sleep(POLL_JOINED_S if has_joined else POLL_NODES_S)
+    report(type="phase", phase="failed", detail="the head no longer holds this node for alive")
+    os._exit(1)
 
 
 def _accepts(address: str, port: int) -> bool:
@@ -95,25 +125,29 @@ def _accepts(address: str, port: int) -> bool:
     return True
 
 
-def _head_record_reader(gcs_address: str) -> Callable[[], bool]:
+def _alive_reader(settings: Settings, **selected: object) -> Callable[[], bool]:
+    """A function that tells whether a node with these properties is alive; it raises while Ray cannot tell."""
     from ray._raylet import GcsClient
     from ray.core.generated.gcs_pb2 import GcsNodeInfo
     from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
 
-    selector = GetAllNodeInfoRequest.NodeSelector()
-    selector.is_head_node = True
+    selector = GetAllNodeInfoRequest.NodeSelector(**selected)
     client: list[GcsClient] = []
 
-    def has_head() -> bool:
-        try:
-            if not client:
-                client.append(GcsClient(address=gcs_address))
-            found = client[0].get_all_node_info(timeout=REQUEST_S, node_selectors=[selector])
-        except Exception:
-            return False
+    def is_alive() -> bool:
+        if not client:
+            client.append(GcsClient(address=f"{settings.head_address}:{GCS_PORT}"))
+        found = client[0].get_all_node_info(timeout=REQUEST_S, node_selectors=[selector])
         return any(node.state == GcsNodeInfo.GcsNodeState.ALIVE for node in found.values())
 
-    return has_head
+    return is_alive
+
+
+def _own_node_reader(settings: Settings) -> Callable[[], bool]:
+    try:
+        return _alive_reader(settings, node_ip_address=settings.node_address)
+    except (ImportError, ValueError):  # not a public interface: another Ray may have changed it
+        return lambda: settings.node_address in _alive_by_dashboard(settings)
 
 
 def _node_reader(settings: Settings) -> Callable[[], list[str]]:

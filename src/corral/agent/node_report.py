@@ -17,6 +17,8 @@ def node_report(
     members: Set[str],
     advertise: str,
     fault: Fault | None,
+    renewals: int,
+    renewed_for: Fault | None,
 ) -> NodeReport:
     """
     The report about one wanted node or leaf. A leaf's `serves` and `alive` are the prober's to fill in.
@@ -29,6 +31,8 @@ def node_report(
         members: mesh addresses that its programs may speak of: others say nothing, and could fill a report.
         advertise: the address to put in published endpoints; empty leaves the engine's.
         fault: what does not work.
+        renewals: how often what had ended of it was made anew.
+        renewed_for: what had ended the last time.
     """
     is_head = isinstance(spec, NodeSpec) and spec.ray.role == "head"
     return NodeReport(
@@ -46,6 +50,8 @@ def node_report(
         received_bytes=mesh.received_bytes,
         sent_bytes=mesh.sent_bytes,
         fault=fault,
+        renewals=renewals,
+        renewed_for=renewed_for,
     )
 
 

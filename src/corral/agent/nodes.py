@@ -27,6 +27,7 @@ from corral.agent.observe import Found, observe
 from corral.agent.pacing import until_set
 from corral.agent.plan import ORPHAN_GRACE, Action, Build, End, Target, Wanted, agrees, plan, target_of
 from corral.agent.records import Records
+from corral.agent.renewals import Renewals
 from corral.agent.runtime import ContainerRuntime, EngineUnreachable, RuntimeFailed
 from corral.core.clock import Clock
 from corral.core.errors import CorralError, invariant
@@ -78,6 +79,7 @@ class NodeKeeper:
         self._runtime = runtime
         self._facts = facts
         self._records = Records(state_dir)
+        self._renewals = Renewals(self._records, clock)
         self._clock = clock
         self._configurer = configurer
         self._time_at = clock.now() + self._records.skew(), clock.monotonic()
@@ -231,7 +233,14 @@ class NodeKeeper:
         self._silent_since = None
         self._has_looked.set()
         held = {**busy_before, **self._busy()}
-        found = plan(target, observed, now=self._now(), orphans_since=self._orphans_since, held=held)
+        found = plan(
+            target,
+            observed,
+            now=self._now(),
+            orphans_since=self._orphans_since,
+            held=held,
+            renewable=self._renewals.due(),
+        )
         self._note_orphans(found.orphans)
         self._plan_faults = found.faults
         began = self._begin(found.actions, target)
@@ -291,7 +300,9 @@ class NodeKeeper:
         ]
         for node_id in gone:
             del self._works[node_id]
-        await self._talks.keep_only({*target.wanted, *self._observed, *self._works})
+        known = {*target.wanted, *self._observed, *self._works}
+        await self._talks.keep_only(known)
+        self._renewals.keep_only(known)
 
     # --- applying -----------------------------------------------------------------------------------------------
 
@@ -346,8 +357,11 @@ class NodeKeeper:
 
     async def _end(self, action: End, work: _Work) -> None:
         log.info("node.ending", node_id=action.node_id, reason=action.reason)
+        if action.reason == "ended":
+            self._renewals.note(action.node_id, self._ended_fault(action.node_id))
         await apply.end(self._runtime, action)
-        await self._talks.end(action.node_id)
+        if action.is_whole:
+            await self._talks.end(action.node_id)
         work.ended.clear()
         log.info("node.ended", node_id=action.node_id, reason=action.reason)
 
@@ -386,6 +400,7 @@ class NodeKeeper:
     def _tell(self) -> None:
         """Sets `changed` if a report would now say something else than before, byte counts apart."""
         facts = [msgspec.structs.replace(report, received_bytes=0, sent_bytes=0) for report in self.reports()]
+        self._renewals.note_worked(self._working(facts))
         now = (facts, self.foreign(), self._applied)
         if now != self._told:
             self._told = now
@@ -400,18 +415,41 @@ class NodeKeeper:
             ray=self._talks.heard(spec.node_id, "work"),
             members=self._talks.members(spec.node_id),
             advertise=self._facts.advertise,
-            fault=self._fault(spec.node_id, found, self._works.get(spec.node_id)),
+            fault=self._fault(spec.node_id),
+            renewals=self._renewals.count(spec.node_id),
+            renewed_for=self._renewals.reason(spec.node_id),
         )
 
-    def _fault(self, node_id: str, found: Found | None, work: _Work | None) -> Fault | None:
-        if work is not None and found is not None:
-            # The mesh and the network come first: when they go, Ray's own end is only a consequence.
-            for part in ("pause", "mesh", "work", "web"):
-                if part in found.parts and (fault := work.ended.get(found.parts[part].container_id)) is not None:
-                    return fault
+    def _working(self, reports: Iterable[NodeReport]) -> frozenset[str]:
+        """Nodes in which Ray runs, and leaves that serve, with everything else of them."""
+        return frozenset(
+            report.node_id
+            for report in reports
+            if report.pause == report.mesh == report.work == "running"
+            and (report.ray_phase == "running" or self._talks.is_serving(report.node_id))
+        )
+
+    def _fault(self, node_id: str) -> Fault | None:
+        ended = self._ended_fault(node_id)
+        if ended is not None and not self._renewals.may(node_id):
+            return ended
         if node_id in self._plan_faults:
             return self._plan_faults[node_id]
+        work = self._works.get(node_id)
         return (work.failed if work is not None else None) or self._talks.fault(node_id)
+
+    def _ended_fault(self, node_id: str) -> Fault | None:
+        """How the part of a node ended that explains the end of the others."""
+        found, work = self._observed.get(node_id), self._works.get(node_id)
+        if work is None or found is None:
+            return None
+        # The mesh and the network come first: when they go, Ray's own end is only a consequence.
+        faults = (
+            work.ended.get(found.parts[part].container_id)
+            for part in ("pause", "mesh", "work", "web")
+            if part in found.parts
+        )
+        return next((fault for fault in faults if fault is not None), None)
 
     def _leaf_view(self, leaf: LeafSpec) -> LeafView:
         found = self._observed.get(leaf.node_id)

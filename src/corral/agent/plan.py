@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias
 
 from corral.agent.bodies import HostFacts, Part, SpecRefused, check_leaf, front_digest, share_of, spec_digest
 from corral.agent.observe import Found
+from corral.agent.runtime import Container
 from corral.wire.agent import Desired, Fault, LeafSpec, NodeSpec, Revision
 
 ORPHAN_GRACE = timedelta(seconds=60)
@@ -56,12 +57,14 @@ class Build:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """Stop and remove all of a node's containers."""
+    """Stop and remove containers of a node: all of them, or those that ended and are made anew."""
 
     node_id: str
     containers: tuple[str, ...]
     """Names, in the order in which they end: the workload, then the mesh, then the owner of the network."""
     reason: EndReason
+    is_whole: bool = True
+    """False where others of its containers stay."""
 
 
 Action: TypeAlias = Build | End
@@ -95,6 +98,7 @@ def plan(
     now: datetime,
     orphans_since: Mapping[str, datetime],
     held: Mapping[str, frozenset[str]] | None = None,
+    renewable: Set[str] = frozenset(),
 ) -> Plan:
     """
     Actions that bring this host towards `target`; none once both agree.
@@ -105,12 +109,13 @@ def plan(
         now: server time.
         orphans_since: when each orphan was first seen.
         held: devices of nodes that are being changed at this moment, by node id; nothing is planned for these nodes.
+        renewable: nodes whose ended containers are made anew; of others they are left to be seen.
 
     Returns:
         At most one End and one Build for a node, Ends first.
     """
     held = held or {}
-    ends, orphans = _ends(target, observed, now=now, orphans_since=orphans_since, busy=held.keys())
+    ends, orphans = _ends(target, observed, now=now, orphans_since=orphans_since, busy=held.keys(), renewable=renewable)
     if target is None:
         return Plan(actions=tuple(ends.values()), orphans=orphans)
     builds, faults = _builds(target, observed, ends, now=now, held=held)
@@ -161,6 +166,7 @@ def _ends(
     now: datetime,
     orphans_since: Mapping[str, datetime],
     busy: Set[str],
+    renewable: Set[str],
 ) -> tuple[dict[str, End], frozenset[str]]:
     ends: dict[str, End] = {}
     orphans: set[str] = set()
@@ -169,14 +175,20 @@ def _ends(
             orphans.add(node_id)
         if node_id in busy:
             continue
-        reason = _end_reason(target, found, now=now, orphan_since=orphans_since.get(node_id))
+        reason = _end_reason(
+            target, found, now=now, orphan_since=orphans_since.get(node_id), is_renewable=node_id in renewable
+        )
         if reason is not None:
-            ends[node_id] = End(node_id=node_id, containers=_ending_order(found), reason=reason)
+            parts = _ended_parts(found) if reason == "ended" else found.parts
+            containers = _ending_order(parts)
+            ends[node_id] = End(
+                node_id=node_id, containers=containers, reason=reason, is_whole=len(parts) == len(found.parts)
+            )
     return ends, frozenset(orphans)
 
 
 def _end_reason(
-    target: Target | None, found: Found, *, now: datetime, orphan_since: datetime | None
+    target: Target | None, found: Found, *, now: datetime, orphan_since: datetime | None, is_renewable: bool
 ) -> EndReason | None:
     wanted = target.wanted.get(found.node_id) if target else None
     stop_after = wanted.stop_after if wanted else found.stop_after
@@ -188,9 +200,9 @@ def _end_reason(
         is_over = orphan_since is not None and now - orphan_since >= ORPHAN_GRACE
         return "orphan" if is_over else None
     if wanted is not None and wanted.digest == found.digest:
-        # A node that ended is left for the control plane to see and decide; only the front is ours alone.
-        has_ended = wanted.kind == "front" and any(part.state == "exited" for part in found.parts.values())
-        return "ended" if has_ended else None
+        # What ended is left for the control plane to see and decide, unless the node may be mended here.
+        is_mended = is_renewable or wanted.kind == "front"
+        return "ended" if is_mended and _ended_parts(found) else None
     if found.revision is not None and found.revision > target.revision:
         return None  # started from a newer document than the one in hand, so ours is the stale one
     return "dropped" if wanted is None else "replaced"
@@ -208,11 +220,17 @@ def _is_orphan(target: Target | None, found: Found) -> bool:
     return found.revision is None or found.revision.epoch < target.revision.epoch
 
 
-def _ending_order(found: Found) -> tuple[str, ...]:
+def _ended_parts(found: Found) -> Mapping[str, Container]:
+    """What has to go before what ended can be made anew: where the network's owner ended, all that joined it."""
+    ended = {part: one for part, one in found.parts.items() if one.state == "exited"}
+    return found.parts if "pause" in ended else ended
+
+
+def _ending_order(parts: Mapping[str, Container]) -> tuple[str, ...]:
     # The network goes last: a workload that loses it first cannot say goodbye to the other nodes.
     last = ["mesh", "pause"]
-    order = sorted(found.parts, key=lambda part: (last.index(part) + 1 if part in last else 0, part))
-    return tuple(found.parts[part].name for part in order)
+    order = sorted(parts, key=lambda part: (last.index(part) + 1 if part in last else 0, part))
+    return tuple(parts[part].name for part in order)
 
 
 def _builds(

@@ -1,9 +1,9 @@
 """
 What the node keeper remembers on disk: the last desired state, without its secrets, and the last roster of each node.
 
-Both let an agent that restarts while the control plane is away keep its nodes, end them in time, and refuse a roster
-older than the one in force. A record that cannot be read counts as absent; one that cannot be written (a full disk) is
-kept in memory, and written when `save` is called again.
+They let an agent that restarts while the control plane is away keep its nodes, end them in time, and refuse a roster
+older than the one in force; which nodes have worked tells it which to mend. A record that cannot be read counts as
+absent; one that cannot be written (a full disk) is kept in memory, and written when `save` is called again.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ log = structlog.get_logger()
 DESIRED = "desired.json"
 ROSTERS = "rosters.json"
 TIME = "time.json"
+WORKED = "worked.json"
 SKEW_STEP = timedelta(seconds=10)
 """A smaller change of the clocks' difference is not worth a write."""
 
@@ -82,6 +83,14 @@ class Records:
     def keep_rosters(self, rosters: dict[str, RosterMark]) -> None:
         """Replaces the marks of all nodes."""
         self._keep(ROSTERS, msgspec.json.encode(rosters))
+
+    def worked(self) -> frozenset[str]:
+        """Ids of the nodes here that have worked."""
+        return self._read(WORKED, frozenset[str]) or frozenset()
+
+    def keep_worked(self, node_ids: frozenset[str]) -> None:
+        """Replaces them."""
+        self._keep(WORKED, msgspec.json.encode(sorted(node_ids)))
 
     def _read(self, name: str, kind: type[_T]) -> _T | None:
         try:

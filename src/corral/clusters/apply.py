@@ -10,6 +10,7 @@ from corral.clusters.book import add_leaf, add_worker_or_head, free_node_name
 from corral.clusters.gateway_choice import choose_gateway
 from corral.clusters.plan import (
     Action,
+    Away,
     BecomeReady,
     Begin,
     Drop,
@@ -20,6 +21,7 @@ from corral.clusters.plan import (
     MoveLeaf,
     Publish,
     Replace,
+    Returned,
     Stamp,
     Tell,
 )
@@ -74,6 +76,10 @@ async def apply(
             for line_id in await _lines(tx, [node_id]):
                 await bookings.begin_line(tx, line_id, at=now)
             await change(tx, cluster_id)
+        case Away(node_id, since, reason):
+            await _note_away(tx, cluster_id, node_id, since, reason)
+        case Returned(node_id):
+            await _note_returned(tx, cluster_id, node_id, now)
         case MoveLeaf(node_id, reason):
             await _move_leaf(tx, platform, snapshot, node_id, reason, now)
         case FailStart(reason):
@@ -192,6 +198,33 @@ async def _replace(
     )
     # A replacement at the start is a fact for the table of nodes, not what became of the cluster.
     await change(tx, snapshot.cluster_id, **({"reason": f"{reason}; replaced"} if lost_at is not None else {}))
+
+
+async def _note_away(tx: Tx, cluster_id: ClusterId, node_id: NodeId, since: datetime, reason: str) -> None:
+    """From `since` on a node is not charged, until it returns or another takes its place."""
+    gone = await tx.execute(
+        sa.update(node)
+        .where(node.c.id == node_id, node.c.removed_at.is_(None), node.c.away_since.is_(None))
+        .values(away_since=since)
+        .returning(node.c.id)
+    )
+    if gone.first() is None:
+        return
+    for line_id in await _lines(tx, [node_id]):
+        await bookings.record_outage(tx, line_id, from_at=since, to_at=None)
+    await change(tx, cluster_id, **({"reason": reason} if reason else {}))
+
+
+async def _note_returned(tx: Tx, cluster_id: ClusterId, node_id: NodeId, now: datetime) -> None:
+    """A node that was away is charged again."""
+    query = sa.select(node.c.away_since).where(node.c.id == node_id, node.c.removed_at.is_(None)).with_for_update()
+    row = (await tx.execute(query)).one_or_none()
+    if row is None or row.away_since is None:
+        return
+    await tx.execute(sa.update(node).where(node.c.id == node_id).values(away_since=None, returned_at=now))
+    for line_id in await _lines(tx, [node_id]):
+        await bookings.record_outage(tx, line_id, from_at=row.away_since, to_at=now)
+    await change(tx, cluster_id)
 
 
 async def _drop(tx: Tx, snapshot: Snapshot, node_id: NodeId, reason: str, lost_at: datetime, now: datetime) -> None:

@@ -83,6 +83,26 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """
+    A node of a running cluster does not work: its host has some time to mend it, in which it is not charged.
+
+    `reason`: what it means for the cluster as a whole; empty if nothing.
+    """
+
+    node_id: NodeId
+    since: datetime
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A node that was away works again: it is charged from now on."""
+
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class MoveLeaf:
     """The gateway is lost: another one takes over, if there is one."""
 
@@ -110,7 +130,22 @@ class Finish:
     """Nothing of an ending cluster is left on its hosts."""
 
 
-Action = Begin | Stamp | Tell | Publish | BecomeReady | Replace | Drop | Joined | MoveLeaf | FailStart | End | Finish
+Action = (
+    Begin
+    | Stamp
+    | Tell
+    | Publish
+    | BecomeReady
+    | Replace
+    | Drop
+    | Joined
+    | Away
+    | Returned
+    | MoveLeaf
+    | FailStart
+    | End
+    | Finish
+)
 
 
 def plan(snapshot: Snapshot, now: datetime) -> list[Action]:
@@ -168,13 +203,13 @@ def _plan_ready(snapshot: Snapshot, now: datetime) -> list[Action]:
     head = snapshot.head
     if head is None:
         return [End("its head is gone", now)]
-    # A head is not recovered: Ray's state is lost with it. Recovery would be planned here.
-    why = _lost(head)
+    # Another head elsewhere would save nothing: Ray's state is lost with this one.
+    why = _given_up(head, snapshot, now)
     if why is not None:
         return [End(f"the head on {head.host_name} was lost: {why}", _lost_at(head, now))]
     actions: list[Action] = []
     for node in snapshot.nodes:
-        why = _lost(node)
+        why = _given_up(node, snapshot, now)
         reason = f"{node.host_name}: {why}"
         if why is not None and node.kind == "leaf":
             actions.append(MoveLeaf(node.node_id, reason))
@@ -185,6 +220,10 @@ def _plan_ready(snapshot: Snapshot, now: datetime) -> list[Action]:
             actions.append(Drop(node.node_id, reason, node.created_at))
         elif _has_joined(node, snapshot):
             actions.append(Joined(node.node_id))
+        elif node.away_since is not None and _works(node, snapshot):
+            actions.append(Returned(node.node_id))
+        elif node.kind == "node" and node.is_charged and node.away_since is None and not _works(node, snapshot):
+            actions.append(Away(node.node_id, _lost_at(node, now), _away_reason(node)))
     return [*actions, *_publish(snapshot, now)]
 
 
@@ -232,7 +271,7 @@ def _start_fault(node: NodeView, snapshot: Snapshot, now: datetime) -> str | Non
 
     A node is never blamed for waiting on another: its time counts from when it had all that it needs.
     """
-    why = _lost(node)
+    why = _lost(node) or _ended_part(node)
     if why is not None:
         return why
     since = node.created_at
@@ -269,22 +308,55 @@ def _ray_fault(node: NodeView, snapshot: Snapshot) -> tuple[str, datetime] | Non
 
 
 def _lost(node: NodeView) -> str | None:
-    """Why a node works no more, by its host's word or silence; None if nothing says so."""
-    report = node.report
-    if report is not None and report.fault is not None:
-        return report.fault.message
-    if report is not None:
-        parts = {"pause": report.pause, "mesh": report.mesh, "work": report.work}
-        for part, state in parts.items():
-            if state == "exited":
-                return f"its {part} container has exited"
+    """Why a node works no more and its host cannot help it, by its word or its silence; None if nothing says so."""
+    if node.report is not None and node.report.fault is not None:
+        return node.report.fault.message
     return "its host is offline" if node.liveness is Liveness.OFFLINE else None
 
 
+def _ended_part(node: NodeView) -> str | None:
+    """What has ended of a node of which nobody knows yet that it ever worked."""
+    report = node.report
+    if report is None:
+        return None
+    parts = {"pause": report.pause, "mesh": report.mesh, "work": report.work}
+    return next((f"its {part} container has exited" for part, state in parts.items() if state == "exited"), None)
+
+
+def _given_up(node: NodeView, snapshot: Snapshot, now: datetime) -> str | None:
+    """Why a node of a running cluster is lost; None while it works, or while its host may still mend it."""
+    why = _lost(node)
+    if why is not None or node.away_since is None or _works(node, snapshot):
+        return why
+    head, since = snapshot.head, node.away_since
+    if node.role == "worker" and head is not None:
+        if head.away_since is not None:
+            return None  # There is no Ray that it could join.
+        since = max(since, head.returned_at or since)
+    limit_s = snapshot.limits.node_start_s
+    overdue = now - since >= timedelta(seconds=limit_s)
+    return f"it has been away, and did not come back within {limit_s:.0f} s" if overdue else None
+
+
+def _away_reason(node: NodeView) -> str:
+    if node.role != "head":
+        return ""
+    return f"the head on {node.host_name} ended; its host starts Ray anew, the jobs on it are lost"
+
+
+def _works(node: NodeView, snapshot: Snapshot) -> bool:
+    """Whether a node of a running cluster serves: its containers run, and Ray holds it for alive."""
+    return has_containers(node) and node.address in snapshot.alive
+
+
 def _lost_at(node: NodeView, now: datetime) -> datetime:
-    """The last proof of life of a lost node."""
+    """The last proof of life of a node that does not work."""
+    if node.away_since is not None:
+        return node.away_since
     if node.liveness is Liveness.OFFLINE:
         return min(node.last_seen_at or node.created_at, now)
+    if has_containers(node) and node.report is not None and node.report.fault is None:
+        return now  # It runs, but Ray has lost it: told at this moment.
     return min(node.alive_at or node.reported_at or now, now)
 
 

@@ -51,6 +51,10 @@ class NodeView:
     """Endpoints at which relays see its direct plane."""
     alive_at: datetime | None
     """The last instant at which it was known to work, before a report that says otherwise."""
+    away_since: datetime | None = None
+    """Since when it does not work while its host mends it; None while it works."""
+    returned_at: datetime | None = None
+    """When it came back the last time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +105,7 @@ class Snapshot:
 
     @property
     def alive(self) -> frozenset[str]:
-        """Addresses that Ray holds for alive, as the head or the gateway reads them."""
-        told = [node.report.alive for node in (self.head, self.leaf) if node is not None and node.report is not None]
+        """Addresses that Ray holds for alive, as the head or the gateway reads them; of one that is silent, nothing."""
+        asked = [node for node in (self.head, self.leaf) if node is not None and node.liveness is not Liveness.OFFLINE]
+        told = [node.report.alive for node in asked if node.report is not None]
         return frozenset(address for alive in told for address in alive)

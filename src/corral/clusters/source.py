@@ -167,9 +167,11 @@ def _news(row: Any, said: NodeReport, host: devices.Host, now: datetime) -> tupl
         counted = (row.received_bytes, row.sent_bytes) != (said.received_bytes, said.sent_bytes)
         return (counters if counted else {}), False
     values: dict[str, Any] = {"report": msgspec.to_builtins(facts), "reported_at": now, **counters}
-    worked = before is not None and before.work == "running" and before.fault is None
-    works = said.work == "running" and said.fault is None
-    if worked and not works:
+    if before is not None and _works(before) and not _works(said):
         # Until this report only the one before it proves that the node worked.
         values["alive_at"] = max(host.last_seen_at or row.created_at, row.reported_at or row.created_at)
     return values, True
+
+
+def _works(report: NodeReport) -> bool:
+    return report.pause == report.mesh == report.work == "running" and report.fault is None

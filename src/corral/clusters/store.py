@@ -314,4 +314,6 @@ def _node_view(
         report=None if row.report is None else msgspec.convert(row.report, NodeReport),
         reported_at=row.reported_at,
         alive_at=row.alive_at,
+        away_since=row.away_since,
+        returned_at=row.returned_at,
     )

@@ -70,6 +70,8 @@ node = Table(
     Column("report", Document),
     Column("reported_at", Instant),
     Column("alive_at", Instant),
+    Column("away_since", Instant),
+    Column("returned_at", Instant),
     Column("received_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("sent_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("removed_at", Instant),

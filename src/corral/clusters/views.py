@@ -56,13 +56,26 @@ def node_state(row: Any) -> str:
     if row.report is None:
         return "waiting"
     report = msgspec.convert(row.report, NodeReport)
-    if report.fault is not None or "exited" in (report.pause, report.mesh, report.work):
+    if report.fault is not None:
+        return "failed"
+    if row.away_since is not None:
+        return "mending"
+    if "exited" in (report.pause, report.mesh, report.work):
         return "failed"
     if report.ray_phase == "running":
         return "running"
     if report.roster_serial:
         return report.ray_phase or "joined"
     return "created" if report.pause == report.mesh == report.work == "running" else "creating"
+
+
+def _told(report: NodeReport) -> str:
+    """What its host says about a node that does not work, or was mended."""
+    if report.fault is not None:
+        return report.fault.message
+    if report.renewed_for is not None:
+        return f"mended {report.renewals}×: {report.renewed_for.message.partition(chr(10))[0]}"
+    return ""
 
 
 async def _phases(tx: Tx, cluster_id: str) -> list[api.Phase]:
@@ -87,7 +100,7 @@ async def _nodes(tx: Tx, rows: Any, lines: list[bookings.Line]) -> list[api.Node
     for row in rows:
         mine = of_node.get(row.id, [])
         report = None if row.report is None else msgspec.convert(row.report, NodeReport)
-        fault = report.fault.message if report is not None and report.fault is not None else ""
+        told = _told(report) if report is not None else ""
         shown.append(
             api.Node(
                 id=row.id,
@@ -100,7 +113,7 @@ async def _nodes(tx: Tx, rows: Any, lines: list[bookings.Line]) -> list[api.Node
                 devices=[line.device_label for line in mine],
                 received_bytes=row.received_bytes,
                 sent_bytes=row.sent_bytes,
-                reason=row.reason or fault,
+                reason=row.reason or told,
             )
         )
     return shown

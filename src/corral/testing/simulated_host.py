@@ -50,11 +50,17 @@ class Trouble(StrEnum):
     NO_ROSTER = "no_roster"
     NO_RAY = "no_ray"
     DIES = "dies"
-    """Ray runs, and exits at the next step."""
+    """Ray runs, and exits at the next step; so it does when it is started anew, until the agent gives up."""
     FAULT = "fault"
     """The agent reports a fault instead of starting anything."""
     SILENT = "silent"
     """The host falls silent once it has started its containers."""
+
+
+RENEWALS_MAX = 2
+"""How often an agent starts a container anew that had worked."""
+
+RAY_ENDED = Fault(code="ray_exited", message="the work container ended with status 1")
 
 
 @dataclass
@@ -69,6 +75,7 @@ class SimulatedNode:
     roster_hash: str | None = None
     ray_runs: bool = False
     ray_exited: bool = False
+    renewals: int = 0
 
     @property
     def address(self) -> str:
@@ -281,6 +288,8 @@ class SimulatedHost:
                 node.ray_runs, node.ray_exited = False, True
             elif not node.ray_exited:
                 node.ray_runs = node.spec.ray.role == "head" or self._head_answers(node)
+            elif node.renewals < RENEWALS_MAX:
+                node.ray_exited, node.renewals = False, node.renewals + 1
 
     def _head_answers(self, node: SimulatedNode) -> bool:
         assert isinstance(node.spec, NodeSpec)
@@ -309,8 +318,12 @@ class SimulatedHost:
         others = [one.address for one in members if one.address != node.address]
         peers = tuple(sorted(address for address in others if self._peer(node, address) is not None))
         has_key = self.trouble is not Trouble.NO_KEY
+        is_given_up = node.ray_exited and node.renewals == RENEWALS_MAX
         common = {
             "node_id": node_id,
+            "renewals": node.renewals,
+            "renewed_for": RAY_ENDED if node.renewals else None,
+            "fault": RAY_ENDED if is_given_up else None,
             "pause": "running",
             "mesh": "running",
             "work": "exited" if node.ray_exited else "running",

@@ -188,6 +188,11 @@ class NodeReport(Said, frozen=True):
     received_bytes: Size = 0
     sent_bytes: Size = 0
     fault: Fault | None = None
+    """What the host cannot mend by itself."""
+    renewals: Count = 0
+    """How often containers of it that had ended were made anew; since the agent started."""
+    renewed_for: Fault | None = None
+    """How they had ended the last time."""
 
 
 class Observation(Said, frozen=True):

@@ -7,16 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from corral.agent.bodies import HostFacts
-from corral.agent.nodes import ENGINE_PATIENCE_S, NodeKeeper
+from corral.agent.nodes import ENGINE_PATIENCE_S, PERIOD_S, NodeKeeper
+from corral.agent.renewals import PAUSES_S
 from corral.agent.runtime import ContainerRefused, EngineUnreachable
 from corral.protocol.roster import payload_hash
 from corral.testing.clock import FakeClock
-from corral.testing.fake_runtime import Exiting, FakeEngine, FakeMesh, FakeRay, FakeRuntime, FakeWeb
+from corral.testing.fake_runtime import Exiting, FakeEngine, FakeMesh, FakeProcess, FakeRay, FakeRuntime, FakeWeb
 from corral.testing.ids import numbered_id
 from corral.wire.agent import LeafSpec, MeshKeys, NodeReport, Revision, Secrets
 
@@ -291,6 +293,12 @@ async def test_a_missing_image_is_a_fault_and_is_tried_again_with_patience(host:
 
 async def test_a_container_that_ends_is_explained(host: Host) -> None:
     """With the status and the last lines of stderr, without anything that looks like a secret, and bounded."""
+
+    class Waiting(FakeRay):
+        def obey(self, process: FakeProcess, message: dict[str, Any]) -> None:
+            """Never gets as far as running."""
+
+    host.engine.programs[("/corral/ray",)] = Waiting
     async with host.agent() as keeper:
         await keeper.converge(a_desired(1, a_node(1)), NOW)
         await host.quiet(keeper)
@@ -301,6 +309,7 @@ async def test_a_container_that_ends_is_explained(host: Host) -> None:
         ray.exit(1)
         await host.quiet(keeper)
         report = report_of(keeper)
+        assert report.renewals == 0
         assert parts(report) == ("running", "running", "exited")
         assert report.fault is not None
         assert report.fault.code == "ray_exited"
@@ -330,8 +339,89 @@ async def test_a_mesh_that_cannot_start_says_what_is_missing(host: Host) -> None
         assert "NET_ADMIN" in fault.message
 
 
+async def test_a_workload_that_worked_is_made_anew_in_its_network(host: Host) -> None:
+    """Ray ended, the network and the mesh stay: a new container with the token, told with the reason, and no fault."""
+    async with host.agent() as keeper:
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+        before = {process.name: process.container_id for process in host.engine.processes.values()}
+        (ray,) = host.engine.running("work")
+        ray.complain("raylet died")
+        ray.exit(1)
+        await host.quiet(keeper, seconds=2)
+        after = {process.name: process.container_id for process in host.engine.processes.values()}
+        assert [name for name in before if before[name] != after[name]] == [f"corral-{NODE}-work"]
+        (ray,) = host.engine.running("work")
+        assert isinstance(ray.program, FakeRay)
+        assert ray.program.token == TOKEN
+        report = report_of(keeper)
+        assert (report.ray_phase, report.alive, report.fault) == ("running", ("10.128.0.1",), None)
+        assert report.renewals == 1
+        assert report.renewed_for is not None
+        assert report.renewed_for.code == "ray_exited"
+        assert "raylet died" in report.renewed_for.message
+
+
+async def test_a_mesh_that_worked_is_made_anew_beside_its_workload(host: Host) -> None:
+    """It has new keys, so that a new roster can name it."""
+    async with host.agent() as keeper:
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+        keys, (ray,) = report_of(keeper).mesh_keys, host.engine.running("work")
+        (mesh,) = host.engine.running("mesh")
+        mesh.exit(137)
+        await host.quiet(keeper, seconds=2)
+        report = report_of(keeper)
+        assert parts(report) == ("running", "running", "running")
+        assert report.mesh_keys not in (keys, None)
+        assert host.engine.running("work") == [ray]
+        await keeper.converge(a_desired(2, a_node(1), roster=a_roster(1, [report])), NOW)
+        await host.quiet(keeper)
+        assert report_of(keeper).roster_serial == 1
+
+
+async def test_a_workload_that_ends_again_and_again_is_a_fault(host: Host) -> None:
+    """Each renewal waits longer than the one before; after the last one the control plane must decide."""
+    async with host.agent() as keeper:
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+        for count, pause in enumerate(PAUSES_S, start=1):
+            (ray,) = host.engine.running("work")
+            ray.exit(1)
+            await host.clock.run_for(pause + PERIOD_S + 2)
+            assert (report_of(keeper).renewals, report_of(keeper).fault) == (count, None)
+        (ray,) = host.engine.running("work")
+        ray.exit(1)
+        await host.clock.run_for(300)
+        report = report_of(keeper)
+        assert (report.work, report.renewals) == ("exited", len(PAUSES_S))
+        assert report.fault is not None
+        assert report.fault.code == "ray_exited"
+
+
+async def test_a_daemon_that_dies_takes_nodes_with_it_that_are_made_anew(host: Host) -> None:
+    """Also by an agent that came back later than the daemon: what has worked is on disk. Its token comes again, too."""
+    async with host.agent() as keeper:
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+    host.engine.restart()
+    async with host.agent() as keeper:
+        await host.clock.run_for(8)
+        assert parts(report_of(keeper)) == ("running", "running", "running")
+        assert report_of(keeper).ray_phase == "waiting_mesh"
+        await keeper.converge(a_desired(1, a_node(1)), NOW)
+        await host.quiet(keeper)
+        assert (report_of(keeper).ray_phase, report_of(keeper).renewals) == ("running", 1)
+
+
 async def test_a_daemon_that_restarts_is_seen_and_survived(host: Host) -> None:
-    """Containers die with it: told as exited, not restarted behind the control plane's back."""
+    """Containers die with it: those of a node that had not worked are told as exited."""
+
+    class Waiting(FakeRay):
+        def obey(self, process: FakeProcess, message: dict[str, Any]) -> None:
+            """Never gets as far as running."""
+
+    host.engine.programs[("/corral/ray",)] = Waiting
     async with host.agent() as keeper:
         await keeper.converge(a_desired(1, a_node(1)), NOW)
         await host.quiet(keeper)

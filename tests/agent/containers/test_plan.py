@@ -105,13 +105,34 @@ def hosts(draw: st.DrawFn) -> tuple[Target | None, list[Container], dict[str, da
     return target, list(containers.values()), orphans
 
 
-@given(hosts())
-def test_applying_a_plan_empties_the_next_one(host: tuple[Target | None, list[Container], dict[str, datetime]]) -> None:
-    """Once applied there is nothing left to do, whatever was found."""
+RENEWABLE = st.sets(st.sampled_from([a_node(number).node_id for number in range(1, 6)])).map(frozenset)
+
+
+@given(hosts(), RENEWABLE)
+def test_applying_a_plan_empties_the_next_one(
+    host: tuple[Target | None, list[Container], dict[str, datetime]], renewable: frozenset[str]
+) -> None:
+    """Once applied there is nothing left to do, whatever was found and may be mended."""
     target, containers, since = host
-    first = plan(target, observe(containers), now=NOW, orphans_since=since)
+    first = plan(target, observe(containers), now=NOW, orphans_since=since, renewable=renewable)
     after = applied(target, containers, first.actions) if target else applied_ends(containers, first.actions)
-    assert plan(target, observe(after), now=NOW, orphans_since=since).actions == ()
+    assert plan(target, observe(after), now=NOW, orphans_since=since, renewable=renewable).actions == ()
+
+
+@given(hosts(), RENEWABLE)
+def test_what_runs_of_a_wanted_node_is_ended_only_with_its_network(
+    host: tuple[Target | None, list[Container], dict[str, datetime]], renewable: frozenset[str]
+) -> None:
+    """A node is mended around what still runs, unless the network that it runs in is gone."""
+    target, containers, since = host
+    found_before = observe(containers)
+    for action in plan(target, found_before, now=NOW, orphans_since=since, renewable=renewable).actions:
+        if isinstance(action, End) and action.reason == "ended":
+            parts = found_before[action.node_id].parts
+            assert action.node_id in renewable
+            running = {one.name for one in parts.values() if one.state == "running"} & set(action.containers)
+            assert not running or parts["pause"].state == "exited"
+            assert action.is_whole == (len(action.containers) == len(parts))
 
 
 @given(hosts())
@@ -225,6 +246,23 @@ def test_a_node_that_ended_by_itself_is_left_to_be_seen() -> None:
     containers = found(target, NODE)
     containers[2] = replace(containers[2], state="exited", exit_code=1)
     assert only(target, containers) == ()
+
+
+def test_what_ended_of_a_renewable_node_is_made_anew() -> None:
+    """Alone, where its network stays; with everything that joined the network, where that has ended."""
+    target = target_of(a_desired(1, a_node(1)), FACTS)
+    pause, mesh, work = (replace(one, exit_code=None) for one in found(target, NODE))
+
+    def ends_of(*containers: Container) -> tuple[str, ...]:
+        seen = plan(target, of(list(containers)), now=NOW, orphans_since={}, renewable={NODE})
+        end, build = seen.actions
+        assert isinstance(end, End)
+        assert build == Build(node_id=NODE)
+        return end.containers
+
+    assert ends_of(pause, mesh, replace(work, state="exited", exit_code=1)) == (work.name,)
+    assert ends_of(pause, replace(mesh, state="exited", exit_code=1), work) == (mesh.name,)
+    assert ends_of(replace(pause, state="exited", exit_code=1), mesh, work) == (work.name, mesh.name, pause.name)
 
 
 def test_a_half_built_node_is_completed() -> None:

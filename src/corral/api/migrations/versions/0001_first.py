@@ -310,6 +310,8 @@ def upgrade() -> None:
         sa.Column("report", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("reported_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("alive_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("away_since", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("returned_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("received_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("sent_bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("removed_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
