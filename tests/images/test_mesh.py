@@ -174,6 +174,18 @@ def test_container_without_what_it_needs_says_so_and_ends(
     assert mesh.wait_exit() == 1
 
 
+def test_heaps_of_both_tunnels_fit_into_the_container(pair: Pair) -> None:
+    """The Engine ends a container that takes more than it may, and the cluster's path with it."""
+    mesh = pair.meshes[0]
+    if mesh.wait_type("keys")["implementation"] == "kernel":
+        pytest.skip("the kernel's own WireGuard has no heap")
+    script = "for each in $(pidof wireguard-go); do tr '\\0' '\\n' < /proc/$each/environ | grep GOMEMLIMIT=; done"
+    found = mesh.run("sh", "-c", script)[1].split()
+    limits_mib = [int(line.removeprefix("GOMEMLIMIT=").removesuffix("MiB")) for line in found]
+    assert len(limits_mib) == 2
+    assert sum(limits_mib) * 2**20 < 0.8 * mesh.inspect()["HostConfig"]["Memory"]
+
+
 def test_dead_wireguard_takes_its_container_down(lab: Lab) -> None:
     """The agent sees a stopped container and starts it again; a mesh that is silently dead would stay so."""
     mesh = lab.mesh("dying-mesh", lab.pause("dying-pause"), HERE)

@@ -13,6 +13,9 @@ TUN = "/dev/net/tun"
 KEEPALIVE_S = 25
 """Shorter than the UDP timeout of the usual NAT, 30 s."""
 USERSPACE_START_S = 5.0
+USERSPACE_MEMORY = "96MiB"
+"""What wireguard-go's heap is kept within. Left alone it grows for as long as bytes move fast, past 260 MiB within half
+a minute, and the container, which may take 256 MiB for two of them, would be killed. 4094 peers take 60 MiB."""
 SESSION_S = 180.0
 """WireGuard drops a session 180 s after its handshake (REJECT_AFTER_TIME); a living one is renewed after 120 s."""
 _CHANGES_PER_COMMAND = 256
@@ -141,7 +144,12 @@ def _make_interface(interface: str) -> "subprocess.Popen[bytes] | None":
             f"the kernel has no WireGuard module and {TUN} does not exist here; create the container with "
             f"`--device {TUN}` (where the host lacks it too: `modprobe tun`)"
         )
-    process = subprocess.Popen(("wireguard-go", "-f", interface), stdin=subprocess.DEVNULL, stdout=sys.stderr)
+    process = subprocess.Popen(
+        ("wireguard-go", "-f", interface),
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        env={**os.environ, "GOMEMLIMIT": USERSPACE_MEMORY},
+    )
     socket = f"/run/wireguard/{interface}.sock"
     deadline = time.monotonic() + USERSPACE_START_S
     while not os.path.exists(socket):
