@@ -125,6 +125,15 @@ def test_batch_that_ends_in_a_packet_too_short_for_data_loses_only_that(relay: R
     assert relay.counters.dropped_packets[Reason.MALFORMED] == 1
 
 
+def test_batch_of_packets_too_short_for_data_is_dropped(relay: Relay, peers: list[Peer]) -> None:
+    """Even where all of them begin as data does, with an index that the relay knows."""
+    peers[0].send_batch(data(1000, 1)[:24] * 10, 24)
+    peers[0].send(data(1000, 2))
+    assert peers[1].receive() == data(1000, 2)
+    relay.set_mailboxes(boxes_of(peers))
+    assert relay.counters.dropped_packets[Reason.MALFORMED] == 10
+
+
 def test_batch_of_calls_and_data_is_forwarded_packet_by_packet(relay: Relay, peers: list[Peer]) -> None:
     """A handshake message between data of its own length."""
     call = initiation(peers[1].mailbox.public_key, 77)

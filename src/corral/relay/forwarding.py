@@ -198,11 +198,23 @@ class _Pair:
     bucket: TokenBucket
     addresses: dict[str, Address] = field(default_factory=dict)
     """Both or none, by node id."""
+    forwards: dict[str, Forward] = field(default_factory=dict)
+    """To each of these addresses: made once, because every run of packets needs one."""
     proved_at: float = 0.0
     sessions: list[_Session] = field(default_factory=list)
     hints: dict[str, tuple[Address, float]] = field(default_factory=dict)
     """Where data with a known index came from that is not where the member was."""
     used_bytes: int = 0
+
+    def place(self, member: _Member, address: Address) -> None:
+        """From now on believes `member` to be at `address`."""
+        self.addresses[member.node_id] = address
+        self.forwards[member.node_id] = Forward(member.mailbox.port, (address,))
+
+    def forget_places(self) -> None:
+        """Believes nothing of where the two are."""
+        self.addresses.clear()
+        self.forwards.clear()
 
 
 class Switchboard:
@@ -323,20 +335,19 @@ class Switchboard:
                 return _DROPS[Reason.UNKNOWN_ADDRESS]
             pair = session.pair
             assert pair is not None
-        addresses = pair.addresses
         peer = session.callee if member is session.caller else session.caller
-        if source != addresses[member.mailbox.node_id]:
+        if source != pair.addresses[member.mailbox.node_id]:
             if source not in member.proved or not (session.is_private or member is session.caller):
                 pair.hints[member.mailbox.node_id] = (source, now)
                 return _DROPS[Reason.UNKNOWN_ADDRESS]
-            addresses[member.mailbox.node_id] = source
+            pair.place(member, source)
         quota = self._limits.pair_quota_bytes
         if quota is not None and pair.used_bytes + size_bytes > quota:
             return _DROPS[Reason.PAIR_QUOTA]
         if not pair.bucket.take(size_bytes, now):
             return _DROPS[Reason.PAIR_RATE]
         pair.used_bytes += size_bytes
-        return Forward(peer.mailbox.port, (addresses[peer.mailbox.node_id],))
+        return pair.forwards[peer.mailbox.node_id]
 
     def expire(self, now: float) -> None:
         """Forgets what has lapsed; packets cause it too, every SWEEP_S."""
@@ -362,7 +373,7 @@ class Switchboard:
                 if pair.addresses and pair.proved_at + PROOF_S <= now:
                     while pair.sessions:
                         self._forget_session(pair.sessions[0])
-                    pair.addresses.clear()
+                    pair.forget_places()
                     pair.hints.clear()
 
     def observed(self, node_id: str) -> Address | None:
@@ -514,7 +525,7 @@ class Switchboard:
             (caller, session.caller_address, callee),
             (callee, session.callee_address, caller),
         ):
-            pair.addresses[member.node_id] = address
+            pair.place(member, address)
             _remember_proved(member, address, peer, now)
         return True
 

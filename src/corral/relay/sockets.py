@@ -39,6 +39,8 @@ SOCKET_BUFFER_BYTES = 7 * 2**20
 BATCHES_PER_TURN = 32
 """Buffers read from one socket before the others get their turn."""
 TICK_S = 1.0
+_HEADER = struct.Struct("<4sI")
+"""What data begins with: its kind, and the index that its receiver chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +201,7 @@ class _Loop:
         self._unbound = 0
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._words = self._buffer.cast("Q")
+        self._segment, self._segment_control = 0, [(SOL_UDP, UDP_SEGMENT, b"\0\0")]
         self._commands: deque[_Command] = deque()
         self._handover = threading.Lock()
         self._is_closing = False
@@ -324,8 +327,9 @@ class _Loop:
         )
 
     def _drain(self, port: _Port) -> None:
-        receive = port.socket.recvmsg_into
-        buffers = [self._buffer]
+        receive, number, header_of = port.socket.recvmsg_into, port.number, _HEADER.unpack_from
+        buffer, buffers = self._buffer, [self._buffer]
+        on_data, dropped = self._switchboard.on_data, self._counters.dropped_packets
         ancillary_bytes = socket.CMSG_SPACE(4) if port.has_gro else 0
         now = self._monotonic()
         for _ in range(BATCHES_PER_TURN):
@@ -341,10 +345,27 @@ class _Loop:
                     segment = int.from_bytes(value, sys.byteorder)
             if len(source) > 2:
                 source = source[:2]
-            if segment >= size:
-                self._forward_one(port.number, source, 0, size, now)
+            kind, index = header_of(buffer)
+            is_data = kind == packets.DATA and size >= packets.DATA_BYTES_MIN
+            # What nearly always comes: nothing but data for one receiver. This is the path that has to be short.
+            if is_data and (segment >= size or self._is_run(size, segment)):
+                outcome = on_data(number, source, index, size, now)
+                if isinstance(outcome, Forward):
+                    self._send(outcome, 0, size, segment)
+                else:
+                    dropped[outcome.reason] += -(-size // segment)
+            elif segment >= size:
+                self._forward_one(number, source, 0, size, now)
             else:
-                self._forward_batch(port.number, source, size, segment, now)
+                self._forward_batch(number, source, size, segment, now)
+
+    def _is_run(self, size: int, segment: int) -> bool:
+        """Whether all packets begin as the first one does, and the last, the shortest, is long enough for data."""
+        count = -(-size // segment)
+        if size - (count - 1) * segment < packets.DATA_BYTES_MIN:
+            return False
+        headers = self._headers(size, segment)
+        return headers == headers[:8] * count
 
     def _forward_one(self, number: int, source: Address, start: int, end: int, now: float) -> None:
         outcome = self._switchboard.on_packet(number, source, self._buffer[start:end], now)
@@ -369,8 +390,6 @@ class _Loop:
                 first += 1
                 continue
             end = first + 1
-            if first == 0 and uniform == count and headers == header * count:
-                end = count
             while end < uniform and headers[end * 8 : end * 8 + 8] == header:
                 end += 1
             self._forward_run(number, source, first * segment, min(end * segment, size), segment, header, now)
@@ -394,18 +413,39 @@ class _Loop:
         return b"".join(self._buffer[at : at + 8] for at in range(0, size, segment))
 
     def _send(self, forward: Forward, start: int, end: int, segment: int) -> None:
-        port = self._ports.get(forward.port)
-        count = -(-(end - start) // segment) if segment else 1
+        port, addresses = self._ports.get(forward.port), forward.addresses
+        size = end - start
+        count = -(-size // segment) if segment else 1
         if port is None:
             self._counters.dropped_packets[Reason.NOT_SENT] += count
             return
+        if len(addresses) == 1 and (segment >= size or self._fits(port, size, segment)):
+            control = self._control(segment) if segment < size else []
+            try:
+                port.socket.sendmsg([self._buffer[start:end]], control, 0, addresses[0])
+            except OSError:
+                pass  # Below it is tried piece by piece.
+            else:
+                self._counters.forwarded_packets += count
+                self._counters.forwarded_bytes += size
+                return
         sent = 0
-        for address in forward.addresses:
+        for address in addresses:
             sent = max(sent, self._send_to(port, address, start, end, segment))
         self._counters.forwarded_packets += sent
-        self._counters.forwarded_bytes += min(sent * segment, end - start)
+        self._counters.forwarded_bytes += min(sent * segment, size)
         if sent < count:
             self._counters.dropped_packets[Reason.NOT_SENT] += count - sent
+
+    @staticmethod
+    def _fits(port: _Port, size: int, segment: int) -> bool:
+        """Whether the kernel takes so many packets in one call."""
+        return port.has_gso and size <= DATAGRAM_BYTES_MAX and size <= SEGMENTS_MAX * segment
+
+    def _control(self, segment: int) -> list[tuple[int, int, bytes]]:
+        if segment != self._segment:
+            self._segment, self._segment_control = segment, [(SOL_UDP, UDP_SEGMENT, struct.pack("=H", segment))]
+        return self._segment_control
 
     def _send_to(self, port: _Port, address: Address, start: int, end: int, segment: int) -> int:
         """Sends the packets of a run. Returns how many the kernel took."""
