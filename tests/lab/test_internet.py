@@ -172,3 +172,44 @@ def test_unknown_machine_is_refused_with_the_known_ones():
     with pytest.raises(LabRefused) as refused:
         internet.set_cut("a", "zoe", is_cut=True)
     assert refused.value.hint == "there are a, b"
+
+
+def behind_one_router(kind: NatKind) -> tuple[Internet, list[Site], Site]:
+    """Two machines that share a router, and one outside."""
+    internet = Internet(1)
+    inside = [
+        internet.attach(name, handle=n, inner=f"192.168.9.{n}", outer=B, nat=kind)
+        for n, name in enumerate(("b1", "b2"), 1)
+    ]
+    return internet, inside, internet.attach("a", handle=9, inner=A, outer=A, nat=NatKind.none)
+
+
+@pytest.mark.parametrize("kind", [NatKind.cone, NatKind.symmetric])
+def test_machines_behind_one_router_meet_on_their_lan_and_not_at_its_outer_address(kind):
+    """As with a home router: their own addresses work, the outer one does not lead back in."""
+    internet, (one, other), _ = behind_one_router(kind)
+    packet = bytes(a_datagram(one.inner, 4000, other.inner, 5000))
+    assert internet.carry(one, packet, 0.0) == (2, packet)
+    assert internet.carry(one, bytes(a_datagram(one.inner, 4000, other.outer, 5000)), 0.0) is None
+    internet.set_cut("b1", "b2", is_cut=True)
+    assert internet.carry(one, packet, 0.0) is None
+    assert (internet.counts.unrouted, internet.counts.cut) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", [NatKind.cone, NatKind.symmetric])
+def test_answers_reach_the_one_behind_a_router_who_asked(kind):
+    """Both use one inner port; outside they are two, and each has its own answers; a machine that left has none."""
+    internet, inside, outside = behind_one_router(kind)
+    asked = {
+        site.name: internet.carry(site, bytes(a_datagram(site.inner, 4000, outside.inner, 53)), 0.0) for site in inside
+    }
+    seen = {name: sent[1][20:22] for name, sent in asked.items() if sent is not None}
+    assert len(set(seen.values())) == 2
+    for site in inside:
+        answer = bytes(a_datagram(outside.inner, 53, site.outer, int.from_bytes(seen[site.name])))
+        assert internet.carry(outside, answer, 0.0) == (
+            site.handle, bytes(a_datagram(outside.inner, 53, site.inner, 4000))
+        )  # fmt: skip
+    internet.detach("b1")
+    answer = bytes(a_datagram(outside.inner, 53, inside[0].outer, int.from_bytes(seen["b1"])))
+    assert internet.carry(outside, answer, 0.0) is None

@@ -2,7 +2,8 @@
 The internet between the machines of a lab: who is where, what each way does to a packet, and when it arrives.
 
 Pure: packets and times go in and come out; the `forwarder` does the reading and writing. A packet passes its sender's
-NAT and line, the way between the two, the receiver's line, and the receiver's NAT.
+NAT and line, the way between the two, the receiver's line, and the receiver's NAT; between two machines behind one
+router it passes no NAT.
 """
 
 import heapq
@@ -52,6 +53,8 @@ class Way:
     shape: Shape
     is_cut: bool
     line: Line
+    is_local: bool = False
+    """Between two machines behind one router, which such a packet does not pass."""
     is_express: bool = False
     """Nothing to do but to hand the packet over: no NAT, no shape, no cut."""
     handle: int = -1
@@ -97,7 +100,8 @@ class Internet:
         self._randomness = Random(seed)
         self._sites: dict[str, Site] = {}
         self._shapes: dict[str, Shape] = {}
-        self._by_address: dict[bytes, Site] = {}
+        self._by_address: dict[bytes, list[Site]] = {}
+        """Machines by the address that others see; several behind one router."""
         self._pairs: dict[tuple[str, str], _Pair] = {}
         self._waiting: list[tuple[float, int, int, Way, bytes]] = []
         self._sequence = 0
@@ -112,7 +116,7 @@ class Internet:
             name: of the machine.
             handle: what the caller reads and writes it by.
             inner: its own address; without NAT the same as `outer`.
-            outer: the address that others see.
+            outer: the address that others see; machines with the same one are behind one router and have a LAN.
             nat: which kind of router is between the two.
             shape: of its line, both directions; None: as it was when it was last connected.
 
@@ -120,23 +124,33 @@ class Internet:
             LabRefused: the name or the address is taken, or the addresses do not go with the kind of NAT.
         """
         inside, outside = IPv4Address(inner), IPv4Address(outer)
-        if name in self._sites or outside.packed in self._by_address:
+        others = self._by_address.get(outside.packed, [])
+        is_taken = any(site.nat is None or site.nat.kind is not nat or site.inner == inside.packed for site in others)
+        if name in self._sites or is_taken:
             raise LabRefused(f"{name} or its address {outer} is connected already; nothing was changed")
         if (nat is NatKind.none) != (inside == outside):
             raise LabRefused(f"{name} cannot have {inner} inside and {outer} outside with NAT {nat}")
         router: Nat | None = None
-        if nat is not NatKind.none:
+        if others and (router := others[0].nat) is not None:
+            router.inners.add(inside.packed)
+        elif nat is not NatKind.none:
             dice = Random(f"{self._seed}/{name}")
             router = Nat(nat, inner=inside.packed, outer=outside.packed, randomness=dice)
         site = Site(name, handle, inside.packed, outside.packed, router, shape or self._shapes.get(name, PLAIN))
-        self._sites[name] = self._by_address[outside.packed] = site
+        self._sites[name] = site
+        self._by_address[outside.packed] = [*others, site]
         self._forget_ways()
         return site
 
     def detach(self, name: str) -> Site:
         """Disconnects a machine; what was on its way is lost. What was set for its line and ways stays."""
         site = self.site(name)
-        del self._sites[name], self._by_address[site.outer]
+        del self._sites[name]
+        if site.nat is not None:
+            site.nat.inners.discard(site.inner)
+        rest = [one for one in self._by_address.pop(site.outer) if one is not site]
+        if rest:
+            self._by_address[site.outer] = rest
         self._shapes[name] = site.shape
         self._waiting = [entry for entry in self._waiting if site not in (entry[3].source, entry[3].target)]
         heapq.heapify(self._waiting)
@@ -196,28 +210,47 @@ class Internet:
             "waiting": len(self._waiting),
         }
 
-    def way(self, source: Site, address: bytes) -> Way | None:
-        """The way from a site to a public address; None where nobody has it."""
-        found = source.ways.get(address)
+    def _way(self, source: Site, target: Site, *, is_local: bool) -> Way:
+        # Only what is the one machine at an address is found by the address alone; the forwarder looks so, too.
+        is_shared = is_local or len(self._by_address[target.outer]) > 1
+        key = (b"local" if is_local else target.outer) + target.inner if is_shared else target.outer
+        found = source.ways.get(key)
         if found is not None:
             return found
-        target = self._by_address.get(address)
-        if target is None or target is source:
-            return None
         pair = self._pairs.setdefault((source.name, target.name), _Pair())
         shapes = (source.shape, pair.shape, target.shape)
         kept = 1.0
         for shape in shapes:
             kept *= 1 - shape.loss
-        way = Way(source, target, pair.shape, pair.is_cut, pair.line, handle=target.handle, loss=1 - kept)
+        way = Way(source, target, pair.shape, pair.is_cut, pair.line, is_local, handle=target.handle, loss=1 - kept)
         way.delay_s = sum(shape.delay_ms for shape in shapes) / 1000
         way.jitter_s = sum(shape.jitter_ms for shape in shapes) / 1000
         way.last_at_s = pair.last_at_s
         has_rate = any(shape.rate_mbit for shape in shapes)
         is_touched = way.loss or way.delay_s or way.jitter_s or has_rate or pair.is_cut
         way.is_express = not is_touched and source.nat is None and target.nat is None
-        source.ways[address] = way
+        source.ways[key] = way
         return way
+
+    def _neighbour(self, source: Site, packet: bytes) -> Site | None:
+        """Whom a packet reaches without passing the router."""
+        if source.nat is None or packet[12:16] != source.inner:
+            return None
+        for site in self._by_address[source.outer]:
+            if site is not source and packet[16:20] == site.inner:
+                return site
+        return None
+
+    def _target(self, source: Site, packet: bytes, now_s: float) -> Site | None:
+        """Whose a public address is: behind a router with several machines, that of the one that asked for it."""
+        sites = self._by_address.get(packet[16:20], [])
+        if source in sites:
+            return None  # No router here leads a packet back in (hairpin).
+        if len(sites) > 1:
+            router, answer = sites[0].nat, bytearray(packet)
+            wanted = bytes(answer[16:20]) if router is not None and router.inbound(answer, now_s) else b""
+            sites = [site for site in sites if site.inner == wanted]
+        return sites[0] if sites else None
 
     def carry(self, source: Site, packet: bytes, now_s: float) -> tuple[int, bytes] | None:
         """
@@ -230,7 +263,8 @@ class Internet:
         if not header_bytes(packet):
             counts.unrouted += 1
             return None
-        if source.nat is not None:
+        neighbour = self._neighbour(source, packet)
+        if source.nat is not None and neighbour is None:
             translated = bytearray(packet)
             if not source.nat.outbound(translated, now_s):
                 counts.filtered += 1
@@ -239,10 +273,11 @@ class Internet:
         elif packet[12:16] != source.inner:
             counts.unrouted += 1
             return None
-        way = self.way(source, bytes(packet[16:20]))
-        if way is None:
+        target = neighbour or self._target(source, packet, now_s)
+        if target is None:
             counts.unrouted += 1
             return None
+        way = self._way(source, target, is_local=neighbour is not None)
         if way.is_cut:
             counts.cut += 1
             return None
@@ -298,7 +333,7 @@ class Internet:
 
     def _deliver(self, way: Way, packet: bytes, now_s: float) -> tuple[int, bytes] | None:
         nat = way.target.nat
-        if nat is not None:
+        if nat is not None and not way.is_local:
             translated = bytearray(packet)
             if not nat.inbound(translated, now_s):
                 self.counts.filtered += 1

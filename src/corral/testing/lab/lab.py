@@ -67,18 +67,20 @@ class Place:
     has_engine: bool
     owner: str
     """The person who sits there; empty: nobody."""
+    router: int = 0
+    """Number of the machine whose router and LAN it shares; 0: it has its own."""
 
     @property
     def outer(self) -> str:
         """The address that others see."""
-        return str(PUBLIC[self.number])
+        return str(PUBLIC[self.router or self.number])
 
     @property
     def inner(self) -> str:
-        """Its own address; behind NAT a private one in a network of its own."""
+        """Its own address; behind NAT a private one in the network of its router."""
         if self.nat is NatKind.none:
             return self.outer
-        return str(PRIVATE[self.number * 256 + 2])
+        return str(PRIVATE[(self.router or self.number) * 256 + (2 + self.number if self.router else 2)])
 
     @property
     def bridge(self) -> str:
@@ -181,6 +183,7 @@ class Lab:
         shape: Shape = PLAIN,
         has_engine: bool = False,
         owner: str = "",
+        behind: str = "",
     ) -> Machine:
         """
         A new machine, connected to the internet.
@@ -191,6 +194,7 @@ class Lab:
             shape: of its line.
             has_engine: whether it gets a Docker Engine, with the images; see `start_engines`.
             owner: the person who sits there.
+            behind: another machine whose router and LAN it shares, instead of a `nat` of its own.
 
         Raises:
             LabRefused: the name is taken, or there are too many machines.
@@ -198,7 +202,11 @@ class Lab:
         number = len(self.places) + 1
         if name in self.places or number > 250:
             raise LabRefused(f"{name} exists already, or the lab is full; no machine was made")
-        place = Place(name, number, nat, has_engine, owner)
+        shared = self._place(behind) if behind else None
+        if shared is not None and shared.nat is NatKind.none:
+            raise LabRefused(f"{behind} is behind no router that {name} could share; no machine was made")
+        router = (shared.router or shared.number) if shared is not None else 0
+        place = Place(name, number, shared.nat if shared is not None else nat, has_engine, owner, router)
         self.places[name] = place
         if owner:
             self.people[owner] = name
@@ -425,6 +433,7 @@ class Lab:
         nat: NatKind | Sequence[NatKind] = NatKind.none,
         shape: Shape = PLAIN,
         relays: int = 0,
+        behind: Mapping[str, str] | None = None,
     ) -> None:
         """
         The whole network: control plane, hosts of as many providers, a gateway, and a renter with credit.
@@ -434,6 +443,7 @@ class Lab:
             nat: of the hosts, one for all or one for each.
             shape: of the hosts' lines.
             relays: how many, each on a machine of its own.
+            behind: by host: an earlier one whose router and LAN it shares.
         """
         if not 1 <= hosts <= len(PROVIDERS):
             raise LabRefused(f"a lab has 1 to {len(PROVIDERS)} hosts, not {hosts}; nothing was started")
@@ -444,7 +454,8 @@ class Lab:
         self.add_machine(CONTROL, owner=OPERATOR)
         self.add_machine(GATE, has_engine=True)
         for provider, kind in zip(providers, kinds, strict=True):
-            self.add_machine(provider, nat=kind, shape=shape, has_engine=True, owner=provider)
+            shared = (behind or {}).get(provider, "")
+            self.add_machine(provider, nat=kind, shape=shape, has_engine=True, owner=provider, behind=shared)
         self.add_machine(RENTER, nat=NatKind.cone, owner=RENTER)
         cores, memory_gib = slice_size()
         with ThreadPoolExecutor(2) as pool:

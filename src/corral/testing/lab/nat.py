@@ -5,6 +5,7 @@ Both kinds let a packet in only from an address and port to which the same inner
 ("port-restricted"). `cone` shows one outer port per inner port to everybody (endpoint-independent mapping), the same
 number where it is free; `symmetric` shows a new random port to each address and port that is talked to, so that nobody
 else can learn it. What is not UDP, TCP, ICMP echo or an ICMP error about one of these is dropped, and so are fragments.
+Several hosts may share a router.
 """
 
 from collections.abc import Mapping
@@ -48,7 +49,7 @@ class NatKind(StrEnum):
 class _Mapping:
     """An outer port that stands for an inner one."""
 
-    key: tuple[int, bytes, bytes]
+    key: tuple[int, bytes, bytes, bytes]
     outer_port: bytes
     used_at_s: float
 
@@ -60,6 +61,7 @@ class _Flow:
     mapping: _Mapping
     out_key: bytes
     in_key: bytes
+    inner: bytes
     inner_port: bytes
     used_at_s: float
     out_delta: int
@@ -69,11 +71,11 @@ class _Flow:
 
 class Nat:
     """
-    The router of one host.
+    The router of one host, or of several.
 
     Args:
         kind: cone or symmetric.
-        inner: the host's own address, 4 bytes.
+        inner: the first host's own address, 4 bytes; `inners` has all of them.
         outer: the address that others see, 4 bytes.
         randomness: chooses ports.
         idle_s: by protocol.
@@ -83,15 +85,13 @@ class Nat:
         self, kind: NatKind, *, inner: bytes, outer: bytes, randomness: Random, idle_s: Mapping[int, float] = IDLE_S
     ) -> None:
         self.kind = kind
-        self.inner, self.outer = inner, outer
+        self.inners, self.outer = {inner}, outer
         self._randomness = randomness
         self._idle_s = idle_s
         self._flows_out: dict[bytes, _Flow] = {}
         self._flows_in: dict[bytes, _Flow] = {}
-        self._mappings: dict[tuple[int, bytes, bytes], _Mapping] = {}
+        self._mappings: dict[tuple[int, bytes, bytes, bytes], _Mapping] = {}
         self._taken: dict[tuple[int, bytes], _Mapping] = {}
-        self._out_delta = change(inner, outer)
-        self._in_delta = change(outer, inner)
 
     def __len__(self) -> int:
         """How many flows are known, idle ones included."""
@@ -100,7 +100,8 @@ class Nat:
     def outbound(self, packet: bytearray, now_s: float) -> bool:
         """Translates a packet that the host sends; False where it is dropped."""
         start = header_bytes(packet)
-        if not start or packet[12:16] != self.inner or is_fragment(packet):
+        inner = bytes(packet[12:16])
+        if not start or inner not in self.inners or is_fragment(packet):
             return False
         protocol = packet[9]
         remote = bytes(packet[16:20])
@@ -116,13 +117,13 @@ class Nat:
             port_at = start + 4
         else:
             return False
-        flow = self._flow_out(protocol, inner_port, remote, remote_port, now_s)
+        flow = self._flow_out(protocol, inner, inner_port, remote, remote_port, now_s)
         if flow is None:
             return False
         flow.used_at_s = flow.mapping.used_at_s = now_s
         packet[12:16] = self.outer
         packet[port_at : port_at + 2] = flow.mapping.outer_port
-        adjust(packet, 10, self._out_delta)
+        adjust(packet, 10, change(inner, self.outer))
         _adjust_transport(packet, protocol, start, flow.out_delta)
         return True
 
@@ -145,11 +146,11 @@ class Nat:
         else:
             return False
         flow = self._flows_in.get(bytes((protocol,)) + packet[12:16] + remote_port + outer_port)
-        if flow is None or self._is_over(flow, now_s):
+        if flow is None or self._is_over(flow, now_s) or flow.inner not in self.inners:
             return False
-        packet[16:20] = self.inner
+        packet[16:20] = flow.inner
         packet[port_at : port_at + 2] = flow.inner_port
-        adjust(packet, 10, self._in_delta)
+        adjust(packet, 10, change(self.outer, flow.inner))
         _adjust_transport(packet, protocol, start, flow.in_delta)
         return True
 
@@ -162,28 +163,29 @@ class Nat:
             del self._taken[mapping.key[0], mapping.outer_port]
 
     def _flow_out(
-        self, protocol: int, inner_port: bytes, remote: bytes, remote_port: bytes, now_s: float
+        self, protocol: int, inner: bytes, inner_port: bytes, remote: bytes, remote_port: bytes, now_s: float
     ) -> _Flow | None:
-        out_key = bytes((protocol,)) + remote + inner_port + remote_port
+        out_key = bytes((protocol,)) + inner + remote + inner_port + remote_port
         flow = self._flows_out.get(out_key)
         if flow is not None:
             if not self._is_over(flow, now_s):
                 return flow
             self._drop(flow)
-        mapping = self._mapping(protocol, inner_port, remote + remote_port, now_s)
+        mapping = self._mapping(protocol, inner, inner_port, remote + remote_port, now_s)
         if mapping is None:
             return None
         in_key = bytes((protocol,)) + remote + remote_port + mapping.outer_port
         inside, outside = inner_port, mapping.outer_port
         if protocol != ICMP:
-            inside, outside = self.inner + inside, self.outer + outside
-        flow = _Flow(mapping, out_key, in_key, inner_port, now_s, change(inside, outside), change(outside, inside))
+            inside, outside = inner + inside, self.outer + outside
+        deltas = change(inside, outside), change(outside, inside)
+        flow = _Flow(mapping, out_key, in_key, inner, inner_port, now_s, *deltas)
         self._flows_out[out_key] = self._flows_in[in_key] = flow
         return flow
 
-    def _mapping(self, protocol: int, inner_port: bytes, remote: bytes, now_s: float) -> _Mapping | None:
+    def _mapping(self, protocol: int, inner: bytes, inner_port: bytes, remote: bytes, now_s: float) -> _Mapping | None:
         """The mapping that stands, or a new one; None where all ports are taken."""
-        key = (protocol, inner_port, remote if self.kind is NatKind.symmetric else b"")
+        key = (protocol, inner, inner_port, remote if self.kind is NatKind.symmetric else b"")
         mapping = self._mappings.get(key)
         if mapping is not None and not self._is_stale(mapping, now_s):
             return mapping
@@ -226,26 +228,27 @@ class Nat:
         # As in an answer from there: its source is the quoted destination.
         key = bytes((quoted.protocol,)) + quoted.destination + quoted.destination_port + quoted.source_port
         flow = self._flows_in.get(key)
-        if flow is None or self._is_over(flow, now_s):
+        if flow is None or self._is_over(flow, now_s) or flow.inner not in self.inners:
             return False
-        quoted.rewrite_source(packet, self.inner, flow.inner_port)
-        packet[16:20] = self.inner
-        adjust(packet, 10, self._in_delta)
+        quoted.rewrite_source(packet, flow.inner, flow.inner_port)
+        packet[16:20] = flow.inner
+        adjust(packet, 10, change(self.outer, flow.inner))
         _renew_icmp_checksum(packet, start)
         return True
 
     def _error_out(self, packet: bytearray, start: int) -> bool:
         """The host's error about a packet that came in: the packet inside gets its outer destination back."""
         quoted = _Quoted.at(packet, start + ICMP_HEADER_BYTES)
-        if quoted is None or quoted.destination != self.inner:
+        inner = bytes(packet[12:16])
+        if quoted is None or quoted.destination != inner:
             return False
-        key = bytes((quoted.protocol,)) + quoted.source + quoted.destination_port + quoted.source_port
+        key = bytes((quoted.protocol,)) + inner + quoted.source + quoted.destination_port + quoted.source_port
         flow = self._flows_out.get(key)
         if flow is None:
             return False
         quoted.rewrite_destination(packet, self.outer, flow.mapping.outer_port)
         packet[12:16] = self.outer
-        adjust(packet, 10, self._out_delta)
+        adjust(packet, 10, change(inner, self.outer))
         _renew_icmp_checksum(packet, start)
         return True
 
