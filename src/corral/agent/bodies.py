@@ -38,7 +38,8 @@ from corral.wire.agent import DeviceOffer, Gpu, LeafSpec, NodeSpec, Revision
 
 Part = Literal["pause", "mesh", "work", "web", "front"]
 
-MESH_PORT = 51820
+MESH_PORT_FIRST, MESH_PORTS = 20_000, 6_384
+"""Below the ephemeral ports of Linux, from which the engine chooses what it publishes."""
 FRONT_PORT = 8471
 AUTH_MOUNT = "/run/auth"
 """Where the front finds the agent's authorisation socket."""
@@ -119,6 +120,8 @@ class HostFacts:
     """Public resolvers: the host's own are on private addresses, which a workload must not reach."""
     closed: tuple[str, ...] = ()
     """IPv4 addresses of this machine itself: a workload has no business with what listens there."""
+    lan: tuple[str, ...] = ()
+    """Private IPv4 addresses of this machine on networks that are not the engine's own."""
     publish_ip: str = "0.0.0.0"  # noqa: S104 - the one port that strangers must reach is WireGuard's
     advertise: str = ""
     """Address at which other hosts reach published ports; empty: the control plane knows it better."""
@@ -146,6 +149,17 @@ class NodeShare:
 def container_name(node_id: str, part: Part) -> str:
     """The one name that this part of this node can have."""
     return f"corral-{node_id}-{part}"
+
+
+def mesh_port(node_id: str) -> int:
+    """
+    The UDP port at which a member's WireGuard listens in its namespace: another one for each member of a host.
+
+    The engine's masquerading keeps the port of what leaves a container as long as no other container has it. With one
+    port for all, a NAT in front of the host would show several members as one. The relayed plane has the next port.
+    """
+    draw = int.from_bytes(hashlib.sha256(f"mesh port {node_id}".encode()).digest()[:8], "big")
+    return MESH_PORT_FIRST + 2 * (draw % MESH_PORTS)
 
 
 def spec_digest(spec: NodeSpec | LeafSpec) -> str:
@@ -300,7 +314,7 @@ def _labels(spec: NodeSpec | LeafSpec, facts: HostFacts, revision: Revision) -> 
 
 
 def _pause(spec: NodeSpec | LeafSpec, facts: HostFacts, labels: Mapping[str, str], *, hostname: str) -> Body:
-    port = f"{MESH_PORT}/udp"
+    port = f"{mesh_port(spec.node_id)}/udp"
     body = _container(
         image=facts.net_image,
         command="/corral/pause",
@@ -346,7 +360,7 @@ def _mesh(
             "CORRAL_MESH_NETWORK": spec.mesh.network,
             "CORRAL_MESH_ROLE": role,
             "CORRAL_MESH_MTU": str(spec.mesh.mtu),
-            "CORRAL_MESH_PORT": str(MESH_PORT),
+            "CORRAL_MESH_PORT": str(mesh_port(spec.node_id)),
             "CORRAL_MESH_CLOSED": ",".join(facts.closed),
         },
         network=f"container:{container_name(spec.node_id, 'pause')}",

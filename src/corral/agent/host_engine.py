@@ -10,6 +10,7 @@ import socket
 import tarfile
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,6 +44,25 @@ class Slice:
     memory_bytes: int
     is_whole: bool
     """Whether it lends all that the machine has."""
+
+
+PRIVATE = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
+"""RFC 1918: what a router with NAT gives to the hosts behind it."""
+LAN_ADDRESSES_MAX = 4
+
+
+def lan_addresses(addresses: Iterable[str], own_networks: Iterable[IPv4Network]) -> tuple[str, ...]:
+    """
+    Addresses of this machine that a neighbour behind the same router may reach it at.
+
+    Args:
+        addresses: all that it has, in the order of its interfaces: physical ones come before those of programs.
+        own_networks: those that exist on this machine alone.
+    """
+    elsewhere = tuple(own_networks)
+    found = [address for address in addresses if any(IPv4Address(address) in network for network in PRIVATE)]
+    found = [address for address in found if not any(IPv4Address(address) in network for network in elsewhere)]
+    return tuple(found[:LAN_ADDRESSES_MAX])
 
 
 class EngineFailed(CorralError):
@@ -202,8 +222,8 @@ class HostEngine:
 
     async def host_addresses(self, image: str) -> tuple[str, ...]:
         """
-        The machine's own IPv4 addresses, loopback apart, as a short container of our own image on its network sees
-        them.
+        The machine's own IPv4 addresses, loopback apart, in the order of its interfaces, as a short container of our
+        own image on its network sees them.
 
         Raises:
             EngineFailed: they could not be found out.
@@ -211,10 +231,29 @@ class HostEngine:
         said = await self._try(image, "ip -j -4 address show", {"NetworkMode": "host"})
         try:
             links = json.loads(said)
-            found = {entry["local"] for link in links for entry in link["addr_info"]}
+            found = dict.fromkeys(entry["local"] for link in links for entry in link["addr_info"])
         except (ValueError, KeyError, TypeError) as error:
             raise EngineFailed(f"the machine's addresses cannot be read: {error!r}") from error
-        return tuple(sorted(address for address in found if not address.startswith("127.")))
+        return tuple(address for address in found if not address.startswith("127."))
+
+    async def bridge_networks(self) -> tuple[IPv4Network, ...]:
+        """
+        Networks that exist on this machine alone: those of the engine's bridges.
+
+        Raises:
+            EngineFailed: they could not be found out.
+        """
+        try:
+            listed = await self.docker.networks.list()
+            subnets = [
+                one.get("Subnet", "")
+                for network in listed
+                if network["Driver"] == "bridge"
+                for one in network["IPAM"].get("Config") or ()
+            ]
+            return tuple(IPv4Network(subnet) for subnet in subnets if ":" not in subnet and subnet)
+        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
+            raise EngineFailed(f"the engine's networks cannot be listed: {error!r}") from error
 
     async def _try(self, image: str, command: str, host: Mapping[str, Any]) -> str:
         """Runs a shell command in a short container without any capability but those in `host`; returns what it said.

@@ -20,7 +20,7 @@ from corral.agent.documents import DocumentRefused
 from corral.agent.exchange import Exchanger
 from corral.agent.gateway import AuthoriseService, GatewayConfigurer, GatewaySite, LeafProbe, LeafTarget, Readiness
 from corral.agent.gateway.probe import period_s
-from corral.agent.host_engine import HostEngine
+from corral.agent.host_engine import HostEngine, lan_addresses
 from corral.agent.images import ImageStore
 from corral.agent.leaves import LeafView
 from corral.agent.machine import Machine
@@ -308,7 +308,8 @@ async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngi
     # The very image that ours was built on, where it is here; else our own, which holds the same programs.
     built_on = image_ids().get("corral-net", "")
     has_built_on = bool(built_on) and not await engine.missing_images((built_on,))
-    own = set(await engine.host_addresses(settings.own_image))
+    addresses = await engine.host_addresses(settings.own_image)
+    own = set(addresses)
     if (advertised := ipv4_or_none(settings.advertise)) is not None:
         own.add(str(advertised))
     return HostFacts(
@@ -319,6 +320,7 @@ async def _host_facts(settings: HostSettings, machine: Machine, engine: HostEngi
         role=settings.role,
         advertise=settings.advertise,
         closed=tuple(sorted(own))[:CLOSED_MAX],
+        lan=lan_addresses(addresses, await engine.bridge_networks()),
         gateway_bind=settings.gateway_bind,
         auth_volume=auth_volume(settings.slice) if settings.role == "gateway" else "",
         has_ipv6=os.access("/proc/sys/net/ipv6", os.F_OK),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Set
 
-from corral.agent.bodies import MESH_PORT
+from corral.agent.bodies import mesh_port
 from corral.agent.channels import Heard
 from corral.agent.runtime import Container
 from corral.wire.agent import ContainerState, Fault, LeafSpec, NodeReport, NodeSpec
@@ -16,6 +16,7 @@ def node_report(
     ray: Heard,
     members: Set[str],
     advertise: str,
+    lan: Iterable[str] = (),
     fault: Fault | None,
     renewals: int,
     renewed_for: Fault | None,
@@ -30,6 +31,7 @@ def node_report(
         ray: what its workload has said; a stranger's word, of which only the head's is asked who is alive.
         members: mesh addresses that its programs may speak of: others say nothing, and could fill a report.
         advertise: the address to put in published endpoints; empty leaves the engine's.
+        lan: private addresses of the host, at which a port is published too that is published at every address.
         fault: what does not work.
         renewals: how often what had ended of it was made anew.
         renewed_for: what had ended the last time.
@@ -41,7 +43,8 @@ def node_report(
         mesh=_state(parts.get("mesh")),
         work=_state(parts.get("work" if isinstance(spec, NodeSpec) else "web")),
         mesh_keys=mesh.mesh_keys,
-        endpoints=_endpoints(parts.get("pause"), advertise),
+        endpoints=_endpoints(parts.get("pause"), mesh_port(spec.node_id), advertise),
+        lan=_lan(parts.get("pause"), mesh_port(spec.node_id), lan),
         roster_serial=mesh.roster_serial,
         handshaken=_known(mesh.handshaken, members),
         relayed=_known(mesh.relayed, members),
@@ -59,13 +62,24 @@ def _known(addresses: Iterable[str], members: Set[str]) -> tuple[str, ...]:
     return tuple(address for address in dict.fromkeys(addresses) if address in members)
 
 
-def _endpoints(pause: Container | None, advertise: str) -> tuple[str, ...]:
+def _endpoints(pause: Container | None, inside: int, advertise: str) -> tuple[str, ...]:
     if pause is None or pause.state != "running" or not pause.address:
         return ()
     published = [
-        f"{advertise or address}:{port}" for address, port, inner in pause.published if inner == f"{MESH_PORT}/udp"
+        f"{advertise or address}:{port}" for address, port, inner in pause.published if inner == f"{inside}/udp"
     ]
-    return (f"{pause.address}:{MESH_PORT}", *published)
+    return (f"{pause.address}:{inside}", *published)
+
+
+def _lan(pause: Container | None, inside: int, addresses: Iterable[str]) -> tuple[str, ...]:
+    if pause is None or pause.state != "running":
+        return ()
+    ports = [
+        port
+        for address, port, inner in pause.published
+        if inner == f"{inside}/udp" and address == "0.0.0.0"  # noqa: S104 - compared, not bound
+    ]
+    return tuple(f"{address}:{port}" for port in ports[:1] for address in addresses)
 
 
 def _state(container: Container | None) -> ContainerState:

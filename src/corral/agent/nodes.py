@@ -415,6 +415,7 @@ class NodeKeeper:
             ray=self._talks.heard(spec.node_id, "work"),
             members=self._talks.members(spec.node_id),
             advertise=self._facts.advertise,
+            lan=self._facts.lan,
             fault=self._fault(spec.node_id),
             renewals=self._renewals.count(spec.node_id),
             renewed_for=self._renewals.reason(spec.node_id),

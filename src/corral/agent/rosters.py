@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from corral.agent.bodies import MESH_PORT
+from corral.agent.bodies import mesh_port
+from corral.agent.host_engine import LAN_ADDRESSES_MAX, PRIVATE
 from corral.agent.records import RosterMark
 from corral.protocol import relays
 from corral.protocol.addresses import MEMBERS_MAX
@@ -62,12 +63,13 @@ def told_of(roster: Roster, own: Member, *, engine_id: str) -> dict[str, Any]:
     """
     The other members and the relays, as the mesh container of `own` is told of them.
 
-    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from elsewhere at
-    those that are published. One without an endpoint for us, or with one that no host could have, opens the path
-    itself. On the relayed plane every peer has our own mailbox at the relay that the pair uses for its endpoint.
+    On the same engine a member is reached at its first endpoint, which is on the engine's bridge; from behind the same
+    router at its host's own addresses first; from elsewhere at those that are published. One without an endpoint for
+    us, or with one that no host could have, opens the path itself. On the relayed plane every peer has our own mailbox
+    at the relay that the pair uses for its endpoint.
     """
     others = [member for member in roster.members if member.node_id != own.node_id]
-    endpoints = {member.node_id: _endpoints(member, engine_id) for member in others}
+    endpoints = {member.node_id: _endpoints(member, own, engine_id) for member in others}
     crowded = _crowded(endpoint for found in endpoints.values() for endpoint in found)
     mailboxes = _mailboxes(roster, own)
     return {
@@ -110,18 +112,39 @@ def _relays(roster: Roster, own: Member, other: Member) -> tuple[str, ...]:
     return relays.choose(mine, theirs, salt=roster.cluster_id)
 
 
-def _endpoints(member: Member, engine_id: str) -> tuple[str, ...]:
+def _endpoints(member: Member, own: Member, engine_id: str) -> tuple[str, ...]:
     if member.engine_id != engine_id:
-        found = [_public_endpoint(endpoint) for endpoint in member.endpoints[1:CANDIDATES_MAX]]
-        return tuple(dict.fromkeys(endpoint for endpoint in found if endpoint is not None))
+        published = [_public_endpoint(endpoint) for endpoint in member.endpoints[1:CANDIDATES_MAX]]
+        found = [*_on_lan(member, own), *(endpoint for endpoint in published if endpoint is not None)]
+        return tuple(dict.fromkeys(found))[:CANDIDATES_MAX]
     near = [_public_endpoint(endpoint) for endpoint in member.endpoints[:1]]
-    # On the bridge every mesh container listens on the same port; nothing else there is any of a peer's business.
-    return tuple(one for one in near if one is not None and _is_on_bridge(one))
+    # On the bridge a member listens at its own port; nothing else there is any of a peer's business.
+    return tuple(one for one in near if one is not None and _is_on_bridge(one, mesh_port(member.node_id)))
 
 
-def _is_on_bridge(endpoint: str) -> bool:
-    host, _, port = endpoint.rpartition(":")
-    return IPv4Address(host).is_private and int(port) == MESH_PORT
+def _on_lan(member: Member, own: Member) -> tuple[str, ...]:
+    """
+    Endpoints on the LAN that we share with a member; none unless the control plane sees both hosts at one address.
+
+    The same private address is somebody else's in every other network, so that nobody elsewhere may try it. Ours is
+    left out, too: what virtual machines have on their hosts is the same on all of them.
+    """
+    if not own.router or member.router != own.router:
+        return ()
+    ours = {endpoint.rpartition(":")[0] for endpoint in own.lan}
+    found = [_public_endpoint(endpoint) for endpoint in member.lan[:LAN_ADDRESSES_MAX]]
+    return tuple(
+        endpoint
+        for endpoint in found
+        if endpoint is not None
+        and (host := endpoint.rpartition(":")[0]) not in ours
+        and any(IPv4Address(host) in network for network in PRIVATE)
+    )
+
+
+def _is_on_bridge(endpoint: str, port: int) -> bool:
+    host, _, found = endpoint.rpartition(":")
+    return IPv4Address(host).is_private and int(found) == port
 
 
 def _public_endpoint(text: str) -> str | None:

@@ -4,6 +4,7 @@ What is to be done about one cluster: a plain function of its snapshot and the t
 Everything may be planned again in the next pass, so each action is harmless when it finds its work done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -165,7 +166,9 @@ def plan(snapshot: Snapshot, now: datetime) -> list[Action]:
 
 def roster_members(snapshot: Snapshot) -> tuple[Member, ...]:
     """The members that a roster can name now, in its order."""
-    return in_order(_member(node) for node in snapshot.nodes if has_keys(node))
+    nodes = [node for node in snapshot.nodes if has_keys(node)]
+    routers = _routers(nodes)
+    return in_order(_member(node, routers.get(node.node_id, "")) for node in nodes)
 
 
 def _plan_start(snapshot: Snapshot, now: datetime) -> list[Action]:
@@ -378,7 +381,7 @@ def _stamped(snapshot: Snapshot, phase: str) -> datetime | None:
     return view.at if view is not None else None
 
 
-def _member(node: NodeView) -> Member:
+def _member(node: NodeView, router: str) -> Member:
     report = node.report
     keys = report.mesh_keys if report is not None else None
     return Member(
@@ -390,7 +393,28 @@ def _member(node: NodeView) -> Member:
         relayed_key=keys.relayed if keys is not None else "",
         engine_id=node.engine_id,
         endpoints=_endpoints(node),
+        router=router,
+        lan=report.lan if report is not None and router else (),
     )
+
+
+def _routers(nodes: Sequence[NodeView]) -> dict[NodeId, str]:
+    """
+    By node: the router that it shares with members on other engines; those that are alone have none.
+
+    What counts is where exchanges come from: nobody can claim that without a connection from there. The name says
+    nothing about the address, which its provider may have replaced by an advertised one.
+    """
+    found: dict[str, list[NodeView]] = {}
+    for node in nodes:
+        if node.seen_at:
+            found.setdefault(node.seen_at, []).append(node)
+    return {
+        node.node_id: min(one.node_id for one in together)
+        for together in found.values()
+        if len({one.engine_id for one in together}) > 1
+        for node in together
+    }
 
 
 def _endpoints(node: NodeView) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class NodeView:
     engine_id: str
     reachable_at: str
     """Address at which other hosts reach this one."""
+    seen_at: str = ""
+    """Address that its host's exchanges come from, whatever the host says."""
     liveness: Liveness
     last_seen_at: datetime | None
     created_at: datetime

@@ -306,6 +306,7 @@ def _node_view(
         engine_id=host.engine_id,
         observed=observed,
         reachable_at=host.reachable_at,
+        seen_at=host.observed_address,
         liveness=liveness,
         last_seen_at=host.last_seen_at,
         created_at=row.created_at,

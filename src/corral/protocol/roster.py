@@ -66,6 +66,10 @@ class Member(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Members with the same engine reach each other on its bridge: their first endpoint."""
     endpoints: tuple[str, ...]
     """`ip:port`: first on the engine's bridge, then published ones. Empty: the member only dials out."""
+    router: str = ""
+    """Members with the same one have hosts that the control plane sees at one address. Empty: there is no other."""
+    lan: tuple[str, ...] = ()
+    """`ip:port` at private addresses of its host, for members behind the same router and nobody else."""
     mailboxes: tuple[Mailbox, ...] = ()
     """At most one at each relay of the roster."""
 

@@ -326,7 +326,7 @@ def _members(roster: Roster, sightings: Mapping[tuple[str, ...], Sighting]) -> l
             address=member.address,
             direct_key=member.direct_key,
             relayed_key=member.relayed_key,
-            endpoints=list(member.endpoints),
+            endpoints=[*member.endpoints, *member.lan],
             mailboxes=[
                 RelayMailbox(relay_id=box.relay_id, address=relays[box.relay_id], port=box.port)
                 for box in member.mailboxes

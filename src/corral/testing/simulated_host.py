@@ -132,6 +132,10 @@ class SimulatedHost:
         self.audience = ""
         self.slices, self.model, self.cores_per_slice = slices, model, cores_per_slice
         self.advertise = ""
+        self.seen_at = "192.0.2.7"
+        """Where its exchanges come from."""
+        self.lan: tuple[str, ...] = ()
+        """Endpoints on its own network."""
         self.observed: dict[str, str] = {}
         """Relays: by node, where it sees that node's direct plane."""
         self.is_down = False
@@ -329,6 +333,7 @@ class SimulatedHost:
             "work": "exited" if node.ray_exited else "running",
             "mesh_keys": node.keys if has_key else None,
             "endpoints": ("172.17.0.9:51820", "0.0.0.0:32768") if has_key else (),
+            "lan": self.lan if has_key else (),
             "roster_serial": node.serial,
             "handshaken": peers,
             "received_bytes": node.steps * 1000,
@@ -346,7 +351,7 @@ class SimulatedHost:
             await asyncio.Event().wait()
 
         try:
-            return await self.desk.exchange(f"Bearer {self.token()}", report, observed_address="192.0.2.7", gone=gone)
+            return await self.desk.exchange(f"Bearer {self.token()}", report, observed_address=self.seen_at, gone=gone)
         except DevicesError:
             return None
 

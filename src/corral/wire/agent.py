@@ -174,6 +174,8 @@ class NodeReport(Said, frozen=True):
     mesh_keys: MeshKeys | None = None
     endpoints: tuple[Endpoint, ...] = ()
     """Where its WireGuard answers: first the address on the engine's bridge, then published ones."""
+    lan: Annotated[tuple[Endpoint, ...], msgspec.Meta(max_length=4)] = ()
+    """The published port at private addresses of the host itself: for members behind the same router."""
     roster_serial: Count = 0
     """The serial that the mesh container has applied."""
     handshaken: tuple[MeshAddress, ...] = ()

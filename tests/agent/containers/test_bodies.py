@@ -17,6 +17,7 @@ from corral.agent.bodies import (
     SpecRefused,
     front_body,
     leaf_bodies,
+    mesh_port,
     node_bodies,
     spec_digest,
 )
@@ -178,3 +179,20 @@ def test_extending_a_booking_does_not_change_the_digest() -> None:
     later = msgspec.structs.replace(a_node(), stop_after=NOW)
     assert spec_digest(later) == spec_digest(a_node())
     assert spec_digest(a_node(devices=("cpu-1",))) != spec_digest(a_node())
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_members_of_a_host_have_ports_of_their_own(one: int, other: int) -> None:
+    """Two neighbouring ports each, one for a plane, outside of those that the engine publishes."""
+    ports = [mesh_port(numbered_id("no", number)) for number in (one, other)]
+    assert all(20_000 <= port < 32_767 for port in ports)
+    assert ports[0] == ports[1] or abs(ports[0] - ports[1]) > 1
+
+
+def test_a_member_listens_where_its_port_is_published() -> None:
+    """The port inside is the member's; which one the engine publishes it at is the engine's choice."""
+    bodies = node_bodies(a_node(3), facts(), revision=REVISION)
+    port = mesh_port(numbered_id("no", 3))
+    assert list(bodies["pause"]["HostConfig"]["PortBindings"]) == [f"{port}/udp"]
+    assert f"CORRAL_MESH_PORT={port}" in bodies["mesh"]["Env"]
+    assert len({mesh_port(numbered_id("no", number)) for number in range(1, 9)}) == 8

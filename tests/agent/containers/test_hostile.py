@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.agent.bodies import SpecRefused, node_bodies
+from corral.agent.bodies import SpecRefused, mesh_port, node_bodies
 from corral.agent.channels import CHANGES_AT_ONCE, CHANGES_PER_S
 from corral.agent.documents import LEAVES_MAX, UNATTENDED_MAX, DocumentRefused
 from corral.agent.nodes import NodeKeeper
@@ -117,11 +117,53 @@ def test_many_members_cannot_be_aimed_at_one_victim() -> None:
 
 
 def test_on_the_bridge_only_wireguard_is_spoken_to() -> None:
-    """Neighbours of the same engine: the provider's own containers have other ports."""
+    """Neighbours of the same engine: each member has a port of its own there, the provider's containers others."""
+    ports = [mesh_port(a_member(number).node_id) for number in (1, 2, 3)]
     near = [a_member(number, endpoint, engine_id="HERE") for number, endpoint in enumerate(
-        ("172.17.0.2:51820", "172.17.0.9:5432", "8.8.8.8:51820"), 1
+        (f"172.17.0.2:{ports[0]}", f"172.17.0.9:{ports[0]}", f"8.8.8.8:{ports[2]}"), 1
     )]  # fmt: skip
-    assert endpoints(*near) == ["172.17.0.2:51820", None, None]
+    assert endpoints(*near) == [f"172.17.0.2:{ports[0]}", None, None]
+
+
+def tried(own: Member, *others: Member) -> list[list[str]]:
+    """Where the mesh of `own` is told to send, in order."""
+    roster = Roster(cluster_id=CLUSTER, serial=1, previous=GENESIS, members=(own, *others))
+    return [peer["endpoints"] for peer in told_of(roster, own, engine_id=own.engine_id)["peers"]]
+
+
+def behind(member: Member, router: str, *lan: str) -> Member:
+    """The member, behind a router with others."""
+    return msgspec.structs.replace(member, router=router, lan=lan)
+
+
+def test_a_lan_is_tried_first_by_those_behind_the_same_router_and_by_nobody_else() -> None:
+    """The same private address is a stranger's machine in every other network."""
+    public = ("172.17.0.2:20000", "203.0.113.5:40000", "203.0.113.5:20000")
+    other = behind(a_member(1, *public), "no_1", "192.168.1.7:40000", "10.9.8.7:40000")
+    near = behind(a_member(2, engine_id="HERE"), "no_1")
+    assert tried(near, other) == [["192.168.1.7:40000", "10.9.8.7:40000", *public[1:]]]
+    for router in ("", "no_9"):
+        assert tried(behind(near, router), other) == [list(public[1:])]
+    assert tried(behind(near, ""), behind(other, "", *other.lan)) == [list(public[1:])]
+
+
+@pytest.mark.parametrize("endpoint", [
+    "192.168.1.7:53", "192.168.1.7:1023", "127.0.0.1:40000", "169.254.1.1:40000", "224.0.0.1:40000", "8.8.8.8:40000",
+    "100.64.0.1:40000", "192.168.1.300:40000", "192.168.1.9:40000", "0.0.0.0:40000", "x",
+])  # fmt: skip
+def test_on_a_lan_only_addresses_of_neighbours_are_tried(endpoint: str) -> None:
+    """Services have low ports; public addresses are no LAN's; what we have ourselves is not the neighbour's."""
+    own = behind(a_member(2, engine_id="HERE"), "no_1", "192.168.1.9:40001")
+    assert tried(own, behind(a_member(1, "172.17.0.2:20000"), "no_1", endpoint)) == [[]]
+
+
+def test_a_member_cannot_have_many_lan_addresses_tried() -> None:
+    """Nobody's network is searched: four addresses, and eight endpoints in all."""
+    lan = [f"192.168.1.{n}:40000" for n in range(1, 100)]
+    public = [f"203.0.113.{n}:40000" for n in range(1, 100)]
+    own = behind(a_member(2, engine_id="HERE"), "no_1")
+    [found] = tried(own, behind(a_member(1, "172.17.0.2:20000", *public), "no_1", *lan))
+    assert found == [*lan[:4], *public[:4]]
 
 
 async def test_a_member_outside_of_the_mesh_spoils_a_roster(host: Host) -> None:

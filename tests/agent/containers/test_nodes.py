@@ -114,6 +114,20 @@ async def test_the_token_is_neither_in_a_body_nor_on_disk(host: Host) -> None:
         assert all(TOKEN.encode() not in file.read_bytes() for file in host.folder.iterdir())
 
 
+async def test_the_port_is_told_at_the_hosts_own_addresses_too(host: Host) -> None:
+    """For members behind the same router; a port that is published at one address alone is nowhere else."""
+    at = ("192.168.1.7", "10.9.8.7")
+    for number, (publish_ip, wanted) in enumerate((("0.0.0.0", at), ("127.0.0.1", ()))):  # noqa: S104
+        async with host.agent(replace(facts(), lan=at, publish_ip=publish_ip)) as keeper:
+            await keeper.converge(a_desired(2 * number + 1, a_node(1)), NOW)
+            await host.quiet(keeper)
+            report = report_of(keeper)
+            port = report.endpoints[1].partition(":")[2]
+            assert report.lan == tuple(f"{address}:{port}" for address in wanted)
+            await keeper.converge(a_desired(2 * number + 2), NOW)
+            await host.quiet(keeper)
+
+
 async def test_a_roster_reaches_the_mesh_with_the_right_paths(host: Host) -> None:
     """On the same engine by the bridge, from elsewhere by the published port."""
     async with host.agent(replace(facts(), advertise="203.0.113.9")) as keeper:
