@@ -42,7 +42,7 @@ TRIXIE = Suite(
 )
 BOOKWORM = Suite("bookworm", ("ca-certificates", "python3"), 36)
 
-PROTOCOL_IN_NET = [ROOT / "src" / "corral" / "protocol" / name for name in ("__init__.py", "paths.py")]
+PROTOCOL_IN_NET = [ROOT / "src" / "corral" / "protocol" / name for name in ("__init__.py", "path_mtu.py", "paths.py")]
 """Rules that the mesh container shares with the rest; they need nothing but the standard library."""
 
 # Taken out of a debootstrap base: caches, and documents that nobody reads in a container.

@@ -247,10 +247,11 @@ class Lab:
         host = {"ReadonlyRootfs": True, "PidsLimit": 512, "NetworkMode": network}
         return self.start(name, body, host, is_attached=False)
 
-    def network(self, name: str, subnet: str) -> str:
-        """A Docker network with the addresses of `subnet`. Returns its name."""
+    def network(self, name: str, subnet: str, *, mtu: int = 1500) -> str:
+        """A Docker network with the addresses of `subnet` and packets of at most `mtu` bytes. Returns its name."""
         full = f"corral-test-{self.run}-{name}"
         body = {"Name": full, "Labels": {LABEL: self.run}, "IPAM": {"Config": [{"Subnet": subnet}]}}
+        body["Options"] = {"com.docker.network.driver.mtu": str(mtu)}
         self.engine.call("POST", "/networks/create", body)
         return full
 

@@ -1,10 +1,12 @@
 """The mesh container by itself: restarts, silent peers, the way out, and what it says when it cannot work."""
 
 import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from parts import NETWORK, Keys, Lab, Part, bridge_address, roster
+from parts import DEADLINE_S, NETWORK, Keys, Lab, Part, bridge_address, roster
 
 pytestmark = pytest.mark.docker
 
@@ -186,13 +188,77 @@ def test_heaps_of_both_tunnels_fit_into_the_container(pair: Pair) -> None:
     assert sum(limits_mib) * 2**20 < 0.8 * mesh.inspect()["HostConfig"]["Memory"]
 
 
-def test_dead_wireguard_takes_its_container_down(lab: Lab) -> None:
-    """The agent sees a stopped container and starts it again; a mesh that is silently dead would stay so."""
-    mesh = lab.mesh("dying-mesh", lab.pause("dying-pause"), HERE)
+def state_of(mesh: Part) -> dict[str, list[str]]:
+    """All that a mesh container has set in its namespace, without keys and counters."""
+    looks = {
+        "addresses": "ip -o address show | awk '{print $2, $4}'",
+        "routes": "ip route show table all | grep -v ' table local'",
+        "rules": "ip rule",
+        "links": "ip -o link | awk '{print $2, $5}'",
+        "firewall": "nft list ruleset",
+        "peers": "for i in wgd wgr; do echo $i $(wg show $i peers | wc -l); done",
+        "processes": "cat /proc/[0-9]*/comm | grep wireguard | sort",
+    }
+    return {what: mesh.run("sh", "-c", look)[1].splitlines() for what, look in looks.items()}
+
+
+def test_twenty_restarts_leave_nothing_twice(lab: Lab) -> None:
+    """Namespace, peer and agent stay; each start finds what the one before has left, and ends up with the same."""
+    pair = Pair(lab, "often")
+    for n in range(2):
+        pair.tell(n, 1)
+    for n in range(2):
+        pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
+    before = [state_of(mesh) for mesh in pair.meshes]
+    for serial in range(2, 22):
+        pair.meshes[0] = lab.restart(pair.meshes[0])
+        since = pair.meshes[1].mark()
+        pair.learn()
+        for n in range(2):
+            pair.tell(n, serial)
+        pair.meshes[0].wait_type("peers", handshaken=[THERE])
+        pair.meshes[1].wait_type("configured", serial=serial, since=since)
+        pair.meshes[1].wait_type("peers", since=since, handshaken=[HERE])
+    until_equal(lambda: [state_of(mesh) for mesh in pair.meshes], before)
+    assert pair.meshes[1].run("wg", "show", "wgd", "peers")[1] == pair.keys[HERE].direct
+
+
+def until_equal(look: Callable[[], Any], wanted: Any) -> None:
+    """Returns once a look shows what is wanted: packet sizes settle some seconds after a start."""
+    deadline = time.monotonic() + DEADLINE_S
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, found
+
+
+KILL = "kill -9 $(grep -l wireguard-go /proc/[0-9]*/comm | cut -d/ -f3)"
+
+
+def test_wireguard_that_dies_is_there_again_with_its_peers(lab: Lab) -> None:
+    """Same keys, same addresses and routes, no new roster: nobody but the two members notices."""
+    pair = Pair(lab, "dying")
+    if pair.meshes[0].wait_type("keys")["implementation"] == "kernel":
+        pytest.skip("there is no process of WireGuard to kill")
+    for n in range(2):
+        pair.tell(n, 1)
+    for n in range(2):
+        pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
+    before = state_of(pair.meshes[0])
+    for _ in range(3):
+        since = pair.meshes[0].mark()
+        assert pair.meshes[0].run("sh", "-c", KILL)[0] == 0
+        pair.meshes[0].wait_type("configured", serial=1, since=since)
+        pair.meshes[0].wait_type("peers", handshaken=[THERE], since=since)
+    until_equal(lambda: state_of(pair.meshes[0]), before)
+    assert pair.meshes[0].run("wg", "show", "wgd", "public-key")[1] == pair.keys[HERE].direct
+
+
+def test_wireguard_that_dies_again_and_again_takes_its_container_down(lab: Lab) -> None:
+    """The agent sees a stopped container and tells why; a mesh that is silently dead would stay so."""
+    mesh = lab.mesh("dead-mesh", lab.pause("dead-pause"), HERE)
     if mesh.wait_type("keys")["implementation"] == "kernel":
         pytest.skip("there is no process of WireGuard to kill")
-    mesh.run("sh", "-c", "kill -9 $(cat /proc/[0-9]*/stat | grep wireguard-go | cut -d' ' -f1)")
-    assert "wireguard-go ended" in mesh.wait_type("fatal")["reason"]
+    mesh.spawn("sh", "-c", f"while true; do {KILL}; done")
+    assert "wireguard-go" in mesh.wait_type("fatal")["reason"]
     assert mesh.wait_exit() == 1
 
 

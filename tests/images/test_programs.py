@@ -194,8 +194,8 @@ def test_dump_of_wireguard_gives_its_peers() -> None:
         f"{KEYS[1]}\t(none)\t(none)\t10.128.0.3/32\t0\t0\t0\toff\n"
     )
     assert tunnel.read_dump(text) == [
-        tunnel.PeerState(KEYS[0], 1763800000, 100, 200),
-        tunnel.PeerState(KEYS[1], 0, 0, 0),
+        tunnel.PeerState(KEYS[0], "172.17.0.3:51820", 1763800000, 100, 200),
+        tunnel.PeerState(KEYS[1], "(none)", 0, 0, 0),
     ]
 
 

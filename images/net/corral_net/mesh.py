@@ -6,13 +6,16 @@ public keys, the serial in force, the peers that answered and those reached thro
 private keys are made here at every start and stay in this process and on the stdin of `wg`.
 
 There are two planes, `direct` and `relayed`: two WireGuard interfaces with the same peers. Which of them carries the
-traffic to a peer is a route, decided here by `paths` from probes inside the tunnels.
+traffic to a peer is a route, decided here by `paths` from probes inside the tunnels; how large its packets are is
+decided by `path_mtu` from padded ones.
 """
 
 import os
 import select
 import signal
 import time
+from collections import deque
+from collections.abc import Collection, Iterable
 from typing import NamedTuple, NoReturn
 
 from corral_program import ControlInput, Malformed, emit, end_as_fatal
@@ -23,6 +26,7 @@ from corral_net.calling import Calls
 from corral_net.commands import Fatal, last_words, must, run
 from corral_net.probes import Prober
 from corral_net.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
+from corral_net.sizes import Sizes
 from corral_net.tunnel import PeerState, Tunnel, TunnelPeer
 
 PLANES: "tuple[Plane, ...]" = ("direct", "relayed")
@@ -35,6 +39,10 @@ POLL_AFTER_CALL_S = (0.1, 0.5)
 PROBES_WITHIN_S = 1.0
 MIND_SILENCE_S = 0.1
 REPORT_S = 60.0
+RENEWALS_MAX, RENEWALS_WITHIN_S = 5, 60.0
+"""A WireGuard that dies more often than this within this time will not live: then the container ends."""
+ENDING_S = 1.0
+"""Between the first command that fails because WireGuard is dying, and its end."""
 
 
 class Settings(NamedTuple):
@@ -118,12 +126,19 @@ class Mesh:
         self._endpoint_number: dict[tuple[str, Plane], int] = {}
         self._shook_at: dict[tuple[str, Plane], float] = {}
         self._paths = Paths()
+        self._sizes = Sizes(settings.mtu, outside=outside_mtu())
+        self._renewals: deque[float] = deque()
+        self._generation: dict[Plane, int] = dict.fromkeys(PLANES, 0)
+        """How often a plane was renewed: what was known of its paths is not true any more."""
+        self._chosen: dict[str, tuple[str, ...]] = {}
+        """Planes that carry the traffic to each peer."""
         self._probers: dict[Plane, Prober] = {}
         self._roster: Roster | None = None
         self._peers: dict[str, Peer] = {}
         self._of_pin: dict[str, str] = {}
         self._of_key: dict[str, str] = {}
-        self._routes: dict[str, tuple[str, ...]] = {}
+        self._routes: dict[str, tuple[tuple[str, ...], int]] = {}
+        """Planes and packet size of each peer that has a route of its own."""
         self._handshaken: tuple[str, ...] = ()
         self._bytes = {"rx": 0, "tx": 0}
         self._told: tuple[object, ...] = ()
@@ -138,22 +153,27 @@ class Mesh:
         """Serve until SIGTERM.
 
         Raises:
-            Fatal: wireguard-go died, or a command that must work failed.
+            Fatal: wireguard-go dies again and again, or a command that must work failed.
         """
         self._say_keys()
         self._poll.register(self._input, select.POLLIN)
         while True:
-            for descriptor, _ in self._poll.poll(self._timeout_ms()):
-                self._read(descriptor)
-            for tunnel in self._tunnels.values():
-                tunnel.check()
-            if self._roster is not None:
-                self._work(time.monotonic())
+            try:
+                for descriptor, _ in self._poll.poll(self._timeout_ms()):
+                    self._read(descriptor)
+                if self._roster is not None:
+                    self._work(time.monotonic())
+            except Fatal:
+                # It may have failed because WireGuard was dying under it.
+                if not self._renew_ended(within_s=ENDING_S):
+                    raise
+            else:
+                self._renew_ended()
 
     def _timeout_ms(self) -> float:
         if self._roster is None:
             return POLL_QUIET_S * 1000
-        at = [self._observe_at(), self._paths.next_at()]
+        at = [self._observe_at(), self._paths.next_at(), self._sizes.next_at()]
         at += [calls.next_at() for calls in self._calls.values()]
         return max(0.0, min(at) - time.monotonic()) * 1000
 
@@ -172,11 +192,13 @@ class Mesh:
         for probe in self._paths.due(now):
             if not self._calls[probe.plane].may_probe(probe.peer):
                 continue
-            pin = pin_address(self._settings.network, probe.peer, probe.plane)
+            pin = self._pin(probe.peer, probe.plane)
             state = self._paths.state(probe.peer, now)
             rtt_s = (state.direct if probe.plane == "direct" or state.relayed is None else state.relayed).rtt_s
             self._probers[probe.plane].ask(pin, probe.sequence, rtt_s=rtt_s, interval_s=probe.interval_s)
         self._set_routes(self._paths.decide(now))
+        self._sizes.send_due(now, self._probers, self._pin, lambda peer, plane: self._calls[plane].may_probe(peer))
+        self._lay(self._sizes.changed())
         if now >= self._minded_at + MIND_SILENCE_S:
             self._mind_silence(now)
         for plane in PLANES:
@@ -212,8 +234,12 @@ class Mesh:
             address = self._of_pin.get(probe.pin)
             if address is None:
                 continue
-            if probe.is_reply:
+            if probe.size:
+                said = {"size": probe.size, "sequence": probe.sequence, "is_reply": probe.is_reply}
+                self._sizes.heard(address, plane, **said, now=now)
+            elif probe.is_reply:
                 self._paths.answered(address, plane, probe.sequence, now)
+                self._sizes.lives(address, plane, now)
             elif probe.rtt_s is not None and self._peers[address].is_passive:
                 self._paths.heard(address, plane, probe.rtt_s, now, probe.interval_s)
 
@@ -232,9 +258,10 @@ class Mesh:
             self._sync(plane, before, roster.observers, now)
         if is_first:
             self._make_addresses()
-        gone = [(address, ()) for address in self._routes.keys() - self._peers.keys()]
-        self._set_routes([Route(address, planes, "gone") for address, planes in gone])
-        self._paths.set_peers({address: _plan(peer) for address, peer in self._peers.items()}, now)
+        self._tell_paths(now)
+        for address in self._chosen.keys() - self._peers.keys():
+            del self._chosen[address]
+        self._lay([*self._routes.keys() - self._peers.keys(), *self._sizes.changed()])
         self._configured_at = now
         emit("configured", serial=roster.serial)
         self._told = ()  # said anew for each roster: the same addresses may be other members now
@@ -269,6 +296,62 @@ class Mesh:
         for address in peers.keys() - met:
             self._begin_calling(address, plane, now)
 
+    def _tell_paths(self, now: float) -> None:
+        plans = {address: self._plan(peer) for address, peer in self._peers.items()}
+        self._paths.set_peers(plans, now)
+        # A passive peer accepts no probe, so nothing is known of the way there.
+        sizes = {address: _generations(plan) if not plan.passive else {} for address, plan in plans.items()}
+        self._sizes.set_peers(sizes, now)
+
+    def _plan(self, peer: Peer) -> PeerPlan:
+        relayed = " ".join((str(self._generation["relayed"]), peer.relayed_key, *peer.relays)) if peer.relays else None
+        direct = f"{self._generation['direct']} {peer.direct_key}"
+        return PeerPlan(direct=direct, relayed=relayed, passive=peer.is_passive)
+
+    # --- renewing ---------------------------------------------------------------------------------------------------
+
+    def _renew_ended(self, *, within_s: float = 0.0) -> bool:
+        """Bring planes back whose WireGuard has died; whether there was one.
+
+        Raises:
+            Fatal: it dies again and again, or does not come back.
+        """
+        deadline = time.monotonic() + within_s
+        ended: list[Plane] = []
+        while not ended:
+            ended = [plane for plane in PLANES if self._tunnels[plane].has_ended()]
+            if not ended and time.monotonic() >= deadline:
+                return False
+            if not ended:
+                time.sleep(POLL_SILENT_S)
+        now = time.monotonic()
+        self._renewals.append(now)
+        while self._renewals[0] < now - RENEWALS_WITHIN_S:
+            self._renewals.popleft()
+        if len(self._renewals) > RENEWALS_MAX:
+            raise Fatal(
+                f"wireguard-go ended {len(self._renewals)} times within {RENEWALS_WITHIN_S:.0f} s; its message is on "
+                "stderr"
+            )
+        for plane in ended:
+            self._tunnels[plane].restart()
+            self._generation[plane] += 1
+        if self._roster is not None:
+            self._restore(self._roster, ended, now)
+        return True
+
+    def _restore(self, roster: Roster, renewed: Collection[Plane], now: float) -> None:
+        """Everything that goes with an interface is set anew; so is what an interrupted change left half done."""
+        self._tell_paths(now)
+        for plane in PLANES:
+            self._sync(plane, {} if plane in renewed else self._peers, roster.observers, now)
+        self._make_addresses()
+        self._routes.clear()
+        must("ip", "-batch", "-", given="".join(f"route flush {peer}/32\n" for peer in self._peers))
+        self._lay(self._peers)
+        self._told = ()
+        emit("configured", serial=roster.serial)
+
     def _has_met(self, address: str, plane: Plane, now: float) -> bool:
         """Whether a peer answers, or has just shaken hands."""
         just_now = now < self._shook_at.get((address, plane), -PROBES_WITHIN_S) + PROBES_WITHIN_S
@@ -280,33 +363,47 @@ class Mesh:
         commands: list[str] = []
         for plane in PLANES:
             interface, pin = firewall.INTERFACES[plane], pin_address(network, address, plane)
-            commands += [f"address replace {pin}/32 dev {interface}", f"link set {interface} mtu {mtu} up"]
+            commands += [f"address replace {pin}/32 dev {interface}"]
+            commands += [f"link set {interface} mtu {self._sizes.largest} up"]
             commands += [f"route replace {pin_network(network, plane)} dev {interface} src {pin}"]
         direct = firewall.INTERFACES["direct"]
         commands += [f"address replace {address}/32 dev {direct}"]
-        commands += [f"route replace {network} dev {direct} src {address}"]
+        commands += [f"route replace {network} dev {direct} src {address} mtu {mtu}"]
         must("ip", "-batch", "-", given="\n".join(commands) + "\n")
-        for plane in PLANES:
+        for plane in PLANES if not self._probers else ():
             self._probers[plane] = prober = Prober(pin_address(network, address, plane))
             self._poll.register(prober, select.POLLIN)
 
     def _set_routes(self, routes: "list[Route]") -> None:
-        """Routes as decided; the direct plane is the network's own route and needs none for a peer."""
-        commands: list[str] = []
+        """Takes routes as decided."""
         for route in routes:
-            if route.planes in ((), ("direct",)):
-                if self._routes.pop(route.peer, None) is not None:
-                    commands.append(f"route delete {route.peer}/32")
+            self._chosen[route.peer] = route.planes
+        self._lay([route.peer for route in routes])
+
+    def _lay(self, addresses: Iterable[str]) -> None:
+        """Brings peers' routes to planes and packet size; the network's own is direct, at the size for everybody."""
+        commands: list[str] = []
+        plain = ("direct",), self._settings.mtu
+        for address in addresses:
+            planes, size = wanted = self._chosen.get(address, plain[0]), self._sizes.mtu(address)
+            if wanted == self._routes.get(address, plain):
                 continue
-            hops = [f"nexthop dev {firewall.INTERFACES[plane]}" for plane in route.planes]
-            way = " ".join(hops) if len(hops) > 1 else f"dev {firewall.INTERFACES[route.planes[0]]}"
-            commands.append(f"route replace {route.peer}/32 src {self._settings.address} {way}")
-            self._routes[route.peer] = route.planes
+            if wanted == plain:
+                del self._routes[address]
+                commands.append(f"route delete {address}/32")
+                continue
+            hops = [f"nexthop dev {firewall.INTERFACES[plane]}" for plane in planes]
+            way = " ".join(hops) if len(hops) > 1 else f"dev {firewall.INTERFACES[planes[0]]}"
+            commands.append(f"route replace {address}/32 src {self._settings.address} mtu {size} {way}")
+            self._routes[address] = wanted
         if commands:
             must("ip", "-batch", "-", given="\n".join(commands) + "\n")
             self._tell()
 
     # --- calling ----------------------------------------------------------------------------------------------------
+
+    def _pin(self, address: str, plane: Plane) -> str:
+        return pin_address(self._settings.network, address, plane)
 
     def _is_caller(self, address: str) -> bool:
         return self._tunnels["direct"].public_key < self._peers[address].direct_key
@@ -324,6 +421,7 @@ class Mesh:
         """Peers that fell silent on a plane are called there; those that answer again are not."""
         self._minded_at = now
         for address, plane in self._paths.silent(now):
+            self._sizes.dies(address, plane, now)
             # After a handshake a few probes have to be given time.
             if now >= self._shook_at.get((address, plane), 0.0) + PROBES_WITHIN_S:
                 self._begin_calling(address, plane, now, had_session=True)
@@ -395,7 +493,9 @@ class Mesh:
         met: list[str] = []
         for state in states:
             address = self._of_key[state.public_key]
-            self._paths.moved(address, plane, state.received_bytes + state.sent_bytes, now)
+            is_hot = self._paths.is_hot(address, now)
+            padded = self._sizes.note(address, plane, endpoint=state.endpoint, is_hot=is_hot, now=now)
+            self._paths.moved(address, plane, max(0, state.received_bytes + state.sent_bytes - padded), now)
             if state.handshake_at and self._calls[plane].shook_hands(address):
                 self._shook_at[address, plane] = now
                 met.append(address)
@@ -405,7 +505,7 @@ class Mesh:
 
     def _tell(self, *, is_periodic: bool = False) -> None:
         """Say who is there and who is reached through a relay, if that changed."""
-        relayed = sorted(address for address, planes in self._routes.items() if planes == ("relayed",))
+        relayed = sorted(address for address, planes in self._chosen.items() if planes == ("relayed",))
         told = (self._handshaken, relayed)
         if told != self._told or is_periodic:
             self._told, self._reported_at = told, time.monotonic()
@@ -427,9 +527,21 @@ def _same_on(plane: Plane, before: Peer, after: Peer) -> bool:
     return (before.relayed_key, before.relays) == (after.relayed_key, after.relays)
 
 
-def _plan(peer: Peer) -> PeerPlan:
-    relayed = " ".join((peer.relayed_key, *peer.relays)) if peer.relays else None
-    return PeerPlan(direct=peer.direct_key, relayed=relayed, passive=peer.is_passive)
+def _generations(plan: PeerPlan) -> "dict[Plane, str]":
+    return {"direct": plan.direct} if plan.relayed is None else {"direct": plan.direct, "relayed": plan.relayed}
+
+
+def outside_mtu() -> int:
+    """What the interface that WireGuard's packets leave by carries in one piece, bytes.
+
+    Raises:
+        Fatal: there is none.
+    """
+    try:
+        with open(f"/sys/class/net/{firewall.HOST_INTERFACE}/mtu", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        raise Fatal(f"there is no interface {firewall.HOST_INTERFACE} here; the namespace has no network") from None
 
 
 def _end(*_: object) -> NoReturn:

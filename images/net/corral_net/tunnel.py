@@ -1,5 +1,6 @@
 """One WireGuard interface: the kernel's own kind where it has it, wireguard-go otherwise, chosen by trying."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -36,6 +37,8 @@ class PeerState(NamedTuple):
     """One peer as WireGuard sees it."""
 
     public_key: str
+    endpoint: str
+    """IPv4 address and port where it was heard last, or is called; `(none)`."""
     handshake_at: int
     """Seconds since the epoch; 0 is never."""
     received_bytes: int
@@ -70,14 +73,23 @@ class Tunnel:
         """`kernel` or `wireguard-go`."""
         return "kernel" if self._process is None else "wireguard-go"
 
-    def check(self) -> None:
-        """Make sure that it still works.
+    def has_ended(self, *, within_s: float = 0.0) -> bool:
+        """Whether wireguard-go has ended, its interface with it, or does so within this time."""
+        if self._process is None:
+            return False
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def restart(self) -> None:
+        """Makes the interface anew after `has_ended`: with the same key, but without address, peers and sessions.
 
         Raises:
-            Fatal: wireguard-go has ended.
+            Fatal: wireguard-go does not start.
         """
-        if self._process is not None and self._process.poll() is not None:
-            raise Fatal(f"wireguard-go ended with status {self._process.returncode}; its message is on stderr")
+        self._process = _make_interface(self.interface)
 
     def sync(self, peers: Iterable[TunnelPeer], *, calling: "set[str]") -> None:
         """Make these the peers; sessions of those that stay go on.
@@ -131,7 +143,7 @@ def read_dump(text: str) -> list[PeerState]:
     """Peers in the output of `wg show INTERFACE dump`, whose first line is the interface with its private key."""
     fields = (line.split("\t") for line in text.splitlines()[1:])
     # public key, preshared key, endpoint, allowed IPs, latest handshake, received, sent, keepalive
-    return [PeerState(peer[0], int(peer[4]), int(peer[5]), int(peer[6])) for peer in fields if len(peer) == 8]
+    return [PeerState(peer[0], peer[2], int(peer[4]), int(peer[5]), int(peer[6])) for peer in fields if len(peer) == 8]
 
 
 def _make_interface(interface: str) -> "subprocess.Popen[bytes] | None":
@@ -144,13 +156,15 @@ def _make_interface(interface: str) -> "subprocess.Popen[bytes] | None":
             f"the kernel has no WireGuard module and {TUN} does not exist here; create the container with "
             f"`--device {TUN}` (where the host lacks it too: `modprobe tun`)"
         )
+    socket = f"/run/wireguard/{interface}.sock"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(socket)  # left by one that was killed; it would look as if the new one were there
     process = subprocess.Popen(
         ("wireguard-go", "-f", interface),
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr,
         env={**os.environ, "GOMEMLIMIT": USERSPACE_MEMORY},
     )
-    socket = f"/run/wireguard/{interface}.sock"
     deadline = time.monotonic() + USERSPACE_START_S
     while not os.path.exists(socket):
         if process.poll() is not None or time.monotonic() > deadline:

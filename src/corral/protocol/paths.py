@@ -347,6 +347,11 @@ class Paths:
             relayed=None if found.relayed is None else _report(found.relayed),
         )
 
+    def is_hot(self, peer: str, now: float) -> bool:
+        """Whether bytes moved to or from a peer lately; False of one that is not known."""
+        found = self._peers.get(peer)
+        return found is not None and now < found.hot_until
+
     def silent(self, now: float) -> list[tuple[str, Plane]]:
         """Planes that are dead or never answered: another endpoint may help. A passive peer's are not among them."""
         return [
