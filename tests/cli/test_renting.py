@@ -72,6 +72,12 @@ def test_up_detached_does_not_wait(corral: Corral, matches_snapshot: Compare) ->
     matches_snapshot(up, corral("show", "mnist", "--follow"))
 
 
+def test_up_without_internet_says_so_before_and_after(corral: Corral, matches_snapshot: Compare) -> None:
+    """In the plan, and with the cluster."""
+    up = corral("up", "--cpu", "1", "--name", "shut", "--no-internet", "-y", "--detach")
+    matches_snapshot(up, corral("show", "shut"))
+
+
 def test_up_asks_for_gpus_in_all(corral: Corral, matches_snapshot: Compare) -> None:
     """More than exist: the reason."""
     matches_snapshot(corral("up", "--gpu", "H100:8", "-y"))

@@ -178,7 +178,15 @@ class Lab:
         return self.start(name, {"Image": self.images["corral-net"], **body}, host, is_attached=False)
 
     def mesh(
-        self, name: str, pause: Part, address: str, *, role: str = "node", closed: Sequence[str] = (), **host: Any
+        self,
+        name: str,
+        pause: Part,
+        address: str,
+        *,
+        role: str = "node",
+        closed: Sequence[str] = (),
+        environment: Sequence[str] = (),
+        **host: Any,
     ) -> Part:
         """The mesh container of a node."""
         host = {
@@ -194,6 +202,7 @@ class Lab:
             **host,
         }
         environment = [
+            *environment,
             *(f"CORRAL_MESH_ADDRESS={address}", f"CORRAL_MESH_NETWORK={NETWORK}", f"CORRAL_MESH_ROLE={role}"),
             *("CORRAL_MESH_MTU=1280", "CORRAL_MESH_PORT=51820", f"CORRAL_MESH_CLOSED={','.join(closed)}"),
         ]

@@ -133,7 +133,7 @@ def test_removed_member_loses_its_connection(pair: Pair) -> None:
     assert mesh.run("wg", "show", "wgd", "peers")[1] == ""
 
 
-def test_node_reaches_the_internet_but_not_its_own_machine_and_a_leaf_neither(lab: Lab) -> None:
+def test_node_reaches_the_internet_but_not_its_own_machine_and_one_without_internet_or_a_leaf_neither(lab: Lab) -> None:
     """A network with public addresses (TEST-NET-3) stands for the internet; its gateway is this machine."""
     network = lab.network("internet", "203.0.113.0/24")
     server = lab.neighbour("server", "python3", "-c", LISTEN, network=network)
@@ -141,16 +141,18 @@ def test_node_reaches_the_internet_but_not_its_own_machine_and_a_leaf_neither(la
         port = str(own.getsockname()[1])
         open_to = {"internet": (bridge_address(server), "8000"), "machine": ("203.0.113.1", port)}
         outcomes: dict[str, dict[str, str]] = {}
-        for role in ("node", "leaf"):
-            pause = lab.pause(f"{role}-internet-pause", network=network)
-            mesh = lab.mesh(f"{role}-internet-mesh", pause, HERE, role=role, closed=("203.0.113.1", "10.0.0.7"))
+        for who, role, internet in (("node", "node", "open"), ("shut", "node", "closed"), ("leaf", "leaf", "closed")):
+            pause = lab.pause(f"{who}-internet-pause", network=network)
+            closed, environment = ("203.0.113.1", "10.0.0.7"), (f"CORRAL_MESH_INTERNET={internet}",)
+            mesh = lab.mesh(f"{who}-internet-mesh", pause, HERE, role=role, closed=closed, environment=environment)
             mesh.keys()
-            outcomes[role] = {what: _connects(mesh, *place) for what, place in open_to.items()}
+            outcomes[who] = {what: _connects(mesh, *place) for what, place in open_to.items()}
+            if who != "node":
+                # Nothing but the rules stands in the way.
+                mesh.run("nft", "flush", "ruleset")
+                assert [_connects(mesh, *place) for place in open_to.values()] == ["open", "open"]
         assert outcomes["node"] == {"internet": "open", "machine": "closed"}
-        assert outcomes["leaf"] == {"internet": "closed", "machine": "closed"}
-        # Nothing but the rules stood in the way.
-        mesh.run("nft", "flush", "ruleset")
-        assert [_connects(mesh, *place) for place in open_to.values()] == ["open", "open"]
+        assert outcomes["shut"] == outcomes["leaf"] == {"internet": "closed", "machine": "closed"}
 
 
 def _connects(mesh: Part, address: str, port: str) -> str:

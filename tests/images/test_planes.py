@@ -103,7 +103,11 @@ def trio(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Trio]:
     name = request.node.name.replace("_", "-")[:40]
     roles = ("node", "node", "leaf")
     pauses = [lab.pause(f"{name}-{n}-pause") for n in range(3)]
-    meshes = [lab.mesh(f"{name}-{n}-mesh", pauses[n], MEMBERS[n], role=roles[n]) for n in range(3)]
+    # The first has no internet: WireGuard's own packets are all that it needs, on both planes.
+    internet = [(f"CORRAL_MESH_INTERNET={state}",) for state in ("closed", "open", "closed")]
+    meshes = [
+        lab.mesh(f"{name}-{n}-mesh", pauses[n], MEMBERS[n], role=roles[n], environment=internet[n]) for n in range(3)
+    ]
     boxes = [
         [
             Mailbox.from_base64(

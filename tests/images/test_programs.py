@@ -180,6 +180,15 @@ def test_firewall_drops_whatever_no_rule_accepts(role: str) -> None:
     assert text.count("policy drop;") == text.count("hook") == 3
 
 
+@pytest.mark.parametrize("has_internet", [True, False])
+def test_node_without_internet_lets_out_what_is_marked_and_nothing_else(has_internet: bool) -> None:
+    """On the host's interface WireGuard's own packets alone have a rule; by default the internet is open."""
+    text = firewall.rules("node", port=51820, relayed_port=51821, has_internet=has_internet)
+    out = [line for line in text.splitlines() if 'oifname "eth0"' in line]
+    assert all("meta mark 0x4352" in line for line in out) is not has_internet
+    assert (text == firewall.rules("node", port=51820, relayed_port=51821)) is has_internet
+
+
 def test_firewall_of_an_unknown_role_does_not_exist() -> None:
     """A spelling mistake must not open anything."""
     with pytest.raises(ValueError, match="role"):

@@ -285,6 +285,7 @@ class FakeControlPlane:
             fee_basis_points=500,
             expires_at=NOW + timedelta(minutes=5),
             as_of=NOW,
+            internet=wish.internet,
         )
         self.quotes[quote.id] = quote
         return quote
@@ -441,6 +442,7 @@ class FakeControlPlane:
             ended_at=None,
             jobs_url=None,
             version=1,
+            internet=quote.internet,
         )
 
     def _person(self, name: str) -> api.Person:

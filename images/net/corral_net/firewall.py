@@ -25,7 +25,7 @@ CLOSED_NETWORKS = (
 )
 
 
-def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" = ()) -> str:
+def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" = (), has_internet: bool = True) -> str:
     """Text for `nft -f`: replaces our table as a whole, in one transaction.
 
     Args:
@@ -34,12 +34,18 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         port: UDP port of the direct plane's WireGuard inside the namespace.
         relayed_port: of the relayed plane's; only what answers to it comes in.
         closed: further addresses that a workload must not reach: those of the machine that it runs on.
+        has_internet: whether the workload of a node may reach the internet; without it, WireGuard's own packets alone
+            leave and enter.
 
     Raises:
         ValueError: `role` is neither.
     """
     mesh = "{ " + ", ".join(f'"{interface}"' for interface in INTERFACES.values()) + " }"
-    if role == "node":
+    answered_relays = f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established accept'
+    if role == "node" and not has_internet:
+        accepted = [f"iifname {mesh} accept", answered_relays]
+        sent = []
+    elif role == "node":
         accepted = [
             f"iifname {mesh} accept",
             f'iifname "{HOST_INTERFACE}" ct state established,related accept',
@@ -53,7 +59,7 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
     elif role == "leaf":
         accepted = [
             f"iifname {mesh} ct state established accept",
-            f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established accept',
+            answered_relays,
             f'iifname "{HOST_INTERFACE}" tcp dport {LEAF_WEB_PORT} accept',
         ]
         sent = [f'oifname "{HOST_INTERFACE}" tcp sport {LEAF_WEB_PORT} ct state established accept']

@@ -1,9 +1,10 @@
 """The mesh container of a node: firewall first, then WireGuard, then the address, for as long as it runs.
 
 Environment: CORRAL_MESH_ADDRESS, CORRAL_MESH_NETWORK, CORRAL_MESH_ROLE (node or leaf), CORRAL_MESH_MTU,
-CORRAL_MESH_PORT, and CORRAL_MESH_CLOSED, addresses that the workload must not reach. Rosters come in on stdin; the
-public keys, the serial in force, the peers that answered and those reached through a relay go out on stdout. The
-private keys are made here at every start and stay in this process and on the stdin of `wg`.
+CORRAL_MESH_PORT, CORRAL_MESH_CLOSED, addresses that the workload must not reach, and CORRAL_MESH_INTERNET (open or
+closed). Rosters come in on stdin; the public keys, the serial in force, the peers that answered and those reached
+through a relay go out on stdout. The private keys are made here at every start and stay in this process and on the
+stdin of `wg`.
 
 There are two planes, `direct` and `relayed`: two WireGuard interfaces with the same peers. Which of them carries the
 traffic to a peer is a route, decided here by `paths` from probes inside the tunnels; how large its packets are is
@@ -52,6 +53,7 @@ class Settings(NamedTuple):
     mtu: int
     port: int
     closed: tuple[str, ...]
+    has_internet: bool
 
 
 def main() -> None:
@@ -86,7 +88,10 @@ def read_settings(environment: dict[str, str]) -> Settings:
     closed = tuple(dict.fromkeys(one for one in environment.get("CORRAL_MESH_CLOSED", "").split(",") if one))
     if not all(is_ipv4(one) for one in closed):
         raise Fatal(f"CORRAL_MESH_CLOSED has something that is not an IPv4 address: {closed!r}")
-    return Settings(address, network, role, int(mtu), int(port), closed)
+    internet = environment.get("CORRAL_MESH_INTERNET", "open")
+    if internet not in ("open", "closed"):
+        raise Fatal(f"CORRAL_MESH_INTERNET is neither open nor closed: {internet!r}")
+    return Settings(address, network, role, int(mtu), int(port), closed, internet == "open")
 
 
 def load_firewall(settings: Settings) -> None:
@@ -100,6 +105,7 @@ def load_firewall(settings: Settings) -> None:
         port=settings.port,
         relayed_port=settings.port + RELAYED_PORT_STEP,
         closed=settings.closed,
+        has_internet=settings.has_internet,
     )
     done = run("nft", "-f", "-", given=rules)
     if done.returncode == 0:

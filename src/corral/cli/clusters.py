@@ -208,6 +208,7 @@ def _put_cluster(found: "Cluster") -> None:
         ["ready", instant(found.ready_at)],
         ["ended" if found.ended_at else "ends", instant(found.ended_at or found.ends_at)],
         ["providers", f"{', '.join(found.providers)}: as trustworthy as the least of them"],
+        ["internet", "open" if found.internet else "closed: the nodes reach each other and nothing else"],
         ["jobs", found.jobs_url or "-"],
     ]
     put(table(["", ""], rows).lstrip("\n"))

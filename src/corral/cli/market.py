@@ -69,6 +69,9 @@ def up(
     single_provider: Annotated[
         bool, typer.Option("--single-provider", help="All machines of one provider, whom you then trust alone.")
     ] = False,
+    no_internet: Annotated[
+        bool, typer.Option("--no-internet", help="Let the nodes reach each other and nothing else.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait until it is ready.")] = False,
     yes: YesOption = False,
     json: JsonOption = False,
@@ -93,6 +96,7 @@ def up(
             gpu_count=count,
             hours=hours.hours,
             single_provider=single_provider,
+            internet=not no_internet,
         )
         _show_plan(quote, hours, duration)
         confirm("Book this?", yes=yes)
@@ -131,6 +135,8 @@ def _show_plan(quote: "Quote", hours: WholeHours, duration: str) -> None:
     say(f"held now   {usd(quote.hold_uc)}; what is not used is given back")
     say(f"minimum    {usd(quote.minimum_uc)}: the first hour, even if you leave early")
     say(f"providers  {', '.join(providers)}: each could read what runs on its machines")
+    if not quote.internet:
+        say("internet   closed: the nodes reach each other and nothing else")
     if shared := sorted({line.host for line in quote.lines if line.development}):
         say(f"shared     {', '.join(shared)}: development, shared machine, exclusivity not proven")
     say(f"expires    {instant(quote.expires_at)}")

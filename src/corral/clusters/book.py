@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
+from typing import Any
 
 import sqlalchemy as sa
 
-from corral import bookings, devices, mesh
+from corral import bookings, devices, market, mesh
 from corral.clusters.errors import ClusterNameTaken, GatewayUnavailable, ImageUnavailable
 from corral.clusters.gateway_choice import choose_gateway
 from corral.clusters.sizes import RaySize, ray_size
@@ -57,7 +58,8 @@ async def book(
     if gateway is None:
         raise GatewayUnavailable
     cluster_id = ClusterId(platform.ids.new(CLUSTER_PREFIX))
-    values = {"id": cluster_id, "booking_id": booking_id, "renter_id": renter_id, "name": booking.name}
+    values: dict[str, Any] = {"id": cluster_id, "booking_id": booking_id, "renter_id": renter_id, "name": booking.name}
+    values["internet"] = (await market.quote_of(tx, quote_id, renter_id)).internet
     state = ClusterState.BOOKED.value
     await tx.execute(
         sa.insert(cluster).values(**values, state=state, gateway_id=gateway.host_id, created_at=now, due_at=now)

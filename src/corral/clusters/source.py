@@ -31,7 +31,7 @@ class ClusterSource:
     async def desired_for(self, tx: Tx, host_id: HostId) -> DesiredParts:
         """Specs, secrets and rosters of every node and leaf that is wanted on a host."""
         query = (
-            sa.select(node, cluster.c.name.label("cluster_name"), cluster.c.booking_id)
+            sa.select(node, cluster.c.name.label("cluster_name"), cluster.c.booking_id, cluster.c.internet)
             .join(cluster, cluster.c.id == node.c.cluster_id)
             .where(node.c.host_id == host_id, node.c.removed_at.is_(None))
             .order_by(node.c.id)
@@ -120,6 +120,7 @@ class ClusterSource:
                 object_store_bytes=row.object_store_bytes,
             ),
             stop_after=stop_after,
+            has_internet=row.internet,
         )
 
     def _ray_token(self, cluster_id: ClusterId) -> str:

@@ -2,6 +2,7 @@
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -27,6 +28,7 @@ cluster = Table(
     Column("reason", Text, nullable=False, server_default=text("''")),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("gateway_id", Text, nullable=False),
+    Column("internet", Boolean, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("ready_at", Instant),
     Column("ending_at", Instant),

@@ -46,6 +46,7 @@ async def cluster_view(tx: Tx, row: Any, now: datetime) -> api.Cluster:
         ended_at=row.ended_at,
         jobs_url=jobs_url(gateway.gateway_address, row.name) if gateway is not None and is_open else None,
         version=row.version,
+        internet=row.internet,
     )
 
 

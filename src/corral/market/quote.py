@@ -21,6 +21,8 @@ class Quote:
     fee_basis_points: int
     single_provider: bool
     """Wished, and so kept by replacements too."""
+    internet: bool
+    """Whether the cluster's workloads may reach the internet."""
     lines: tuple[QuotedLine, ...]
     created_at: datetime
     expires_at: datetime
@@ -64,4 +66,5 @@ def shown_quote(quote: Quote) -> api.Quote:
         fee_basis_points=quote.fee_basis_points,
         expires_at=quote.expires_at,
         as_of=quote.created_at,
+        internet=quote.internet,
     )

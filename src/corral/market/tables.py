@@ -15,6 +15,7 @@ quote = Table(
     Column("fee_basis_points", Integer, nullable=False),
     Column("rate_uc_per_hour", BigInteger, nullable=False),
     Column("single_provider", Boolean, nullable=False),
+    Column("internet", Boolean, nullable=False),
     Column("lines", Document, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),

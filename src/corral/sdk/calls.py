@@ -262,6 +262,7 @@ def wish(
     gpu_count: int,
     hours: int,
     single_provider: bool,
+    internet: bool,
 ) -> api.ClusterRequest:
     """
     A renter's wish.
@@ -278,6 +279,7 @@ def wish(
             gpu_count=gpu_count,
             hours=hours,
             single_provider=single_provider,
+            internet=internet,
         )
 
 

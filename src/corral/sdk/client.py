@@ -175,6 +175,7 @@ class Client:
         gpu_count: int = 0,
         hours: int = 1,
         single_provider: bool = False,
+        internet: bool = True,
     ) -> api.Quote:
         """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
         return self.quote_for(
@@ -186,6 +187,7 @@ class Client:
                 gpu_count=gpu_count,
                 hours=hours,
                 single_provider=single_provider,
+                internet=internet,
             )
         )
 
@@ -405,6 +407,7 @@ class AsyncClient:
         gpu_count: int = 0,
         hours: int = 1,
         single_provider: bool = False,
+        internet: bool = True,
     ) -> api.Quote:
         """A priced placement that can be booked until it expires. Nothing is taken or held yet."""
         return await self.quote_for(
@@ -416,6 +419,7 @@ class AsyncClient:
                 gpu_count=gpu_count,
                 hours=hours,
                 single_provider=single_provider,
+                internet=internet,
             )
         )
 

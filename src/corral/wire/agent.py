@@ -279,6 +279,8 @@ class NodeSpec(Message, frozen=True):
     ray: RaySpec
     stop_after: Instant
     """The node ends itself at this instant, whether or not the control plane can be reached."""
+    has_internet: bool = True
+    """Whether its workload may reach the internet; never more than the host's firewall lets it."""
 
 
 class LeafSpec(Message, frozen=True):

@@ -240,6 +240,7 @@ class ClusterRequest(Request):
     gpu_count: Annotated[int, Field(ge=0, le=100_000)] = Field(default=0, description="GPUs in all")
     hours: Hours = 1
     single_provider: bool = False
+    internet: bool = Field(default=True, description="False: its workloads reach each other and nothing else")
 
 
 class QuoteLine(Answer):
@@ -269,6 +270,7 @@ class Quote(Answer):
     fee_basis_points: int = Field(description="the network's share, taken out of these amounts, not added to them")
     expires_at: datetime
     as_of: datetime
+    internet: bool = Field(default=True, description="whether its workloads will reach the internet")
 
 
 # --- clusters -----------------------------------------------------------------------------------------------------
@@ -323,6 +325,7 @@ class Cluster(Answer):
     ended_at: datetime | None
     jobs_url: str | None = Field(description="Ray's job endpoint, with the Bearer key")
     version: int = Field(description="grows with every change; `GET …?newer_than=version` waits for the next")
+    internet: bool = Field(default=True, description="whether its workloads reach the internet")
 
 
 class ChainedRoster(Answer):

@@ -39,6 +39,9 @@ def golden_cases() -> dict[str, dict[str, Any]]:
     gpu_keys = tuple(device.offer.key for device in NVIDIA[:2])
     return {
         "cpu": {**node_bodies(a_node(), facts(), revision=REVISION)},
+        "cpu-no-internet": {
+            **node_bodies(msgspec.structs.replace(a_node(), has_internet=False), facts(), revision=REVISION)
+        },
         "nvidia": {**node_bodies(a_node(devices=gpu_keys), facts(NVIDIA), revision=REVISION)},
         "amd": {**node_bodies(a_node(devices=(AMD[1].offer.key,)), facts(AMD), revision=REVISION)},
         "leaf": {**leaf_bodies(a_leaf(), facts(gateway=True), revision=REVISION)},
@@ -46,7 +49,7 @@ def golden_cases() -> dict[str, dict[str, Any]]:
     }
 
 
-@pytest.mark.parametrize("name", ["cpu", "nvidia", "amd", "leaf", "front"])
+@pytest.mark.parametrize("name", ["cpu", "cpu-no-internet", "nvidia", "amd", "leaf", "front"])
 def test_bodies_are_exactly_the_golden_ones(name: str) -> None:
     """Every change of a body is a change of what a stranger's code may do: it is made on purpose and reviewed."""
     body, path = golden_cases()[name], GOLDEN / f"{name}.json"

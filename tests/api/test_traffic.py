@@ -1,0 +1,58 @@
+"""What of a cluster's traffic is allowed, counted and shown: the internet, its cap, and the planes."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api.estate import IMAGES, Estate
+from corral.platform.http import Platform
+from corral.testing.clock import FakeClock
+from corral.testing.ids import numbered_id
+from keyholders import Keyholder, keyholder
+
+
+@pytest.fixture
+def platform(platform: Platform) -> Platform:
+    """With images, so that clusters can be booked."""
+    return replace(platform, images=IMAGES)
+
+
+@pytest.fixture
+async def estate(
+    app: FastAPI, http: httpx.AsyncClient, platform: Platform, clock: FakeClock, operator: Keyholder
+) -> Estate:
+    """Ada's host with two slices; Bob has credit."""
+    ada, bob = await keyholder(platform, "ada"), await keyholder(platform, "bob")
+    made = Estate(app, http, platform, clock, operator, ada, bob)
+    await made.build()
+    return made
+
+
+async def book(estate: Estate, **wish: Any) -> dict[str, Any]:
+    """A ready cluster of Bob's, by what he wishes beside a slice."""
+    quote = await estate.ok("POST", "/v1/quotes", estate.renter, {"cpu": 1, "name": "mnist", **wish})
+    estate.booked += 1
+    body = {"id": numbered_id("bk", estate.booked), "quote_id": quote["id"]}
+    await estate.ok("POST", "/v1/clusters", estate.renter, body)
+    await estate.run()
+    return await show(estate)
+
+
+async def show(estate: Estate) -> dict[str, Any]:
+    """Bob's cluster."""
+    return await estate.ok("GET", "/v1/clusters/mnist", estate.renter)
+
+
+@pytest.mark.parametrize("wish", [{}, {"internet": True}, {"internet": False}])
+async def test_internet_is_open_unless_the_renter_closes_it(estate: Estate, wish: dict[str, bool]) -> None:
+    """What was wished for is in the quote, with the cluster, and in what its hosts are told."""
+    wished = wish.get("internet", True)
+    quote = await estate.ok("POST", "/v1/quotes", estate.renter, {"cpu": 1, **wish})
+    assert quote["internet"] is wished
+    assert (await book(estate, **wish))["internet"] is wished
+    desired = estate.host("barn").desired
+    assert desired is not None
+    assert [node.has_internet for node in desired.nodes] == [wished]
