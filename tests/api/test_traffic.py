@@ -56,3 +56,29 @@ async def test_internet_is_open_unless_the_renter_closes_it(estate: Estate, wish
     desired = estate.host("barn").desired
     assert desired is not None
     assert [node.has_internet for node in desired.nodes] == [wished]
+
+
+COUNTED = ("received_bytes", "sent_bytes", "internet_received_bytes", "internet_sent_bytes")
+
+
+async def test_traffic_in_all_outlives_the_counters(estate: Estate) -> None:
+    """A namespace that is made anew counts from nothing; what was counted before stays counted."""
+    await book(estate)
+    barn = estate.host("barn")
+    [node] = barn.nodes.values()
+    before = (await show(estate))["nodes"][0]
+    assert all(before[column] > 0 for column in COUNTED)
+    node.steps = 1
+    await estate.run(1)
+    after = (await show(estate))["nodes"][0]
+    assert [after[column] - before[column] for column in COUNTED] == [1000, 500, 2000, 100]
+
+
+async def test_members_reached_by_relay_alone_are_named(estate: Estate) -> None:
+    """The renter sees which of his nodes have no direct path, and to whom."""
+    ready = await book(estate)
+    assert ready["nodes"][0]["relayed"] == []
+    barn = estate.host("barn")
+    barn.reaches_by_relay = True
+    await estate.run(1)
+    assert (await show(estate))["nodes"][0]["relayed"] == ["gateway"]

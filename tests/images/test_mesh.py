@@ -25,6 +25,25 @@ for _ in range(100):
         print("open")
         break
 """
+POUR = """
+import socket
+s = socket.create_server(("0.0.0.0", 8001))
+while True:
+    c, _ = s.accept()
+    try: c.sendall(bytes(50_000_000))
+    except OSError: pass
+    c.close()
+"""
+DRINK = """
+import socket, sys
+for _ in range(100):
+    try: s = socket.create_connection((sys.argv[1], 8001), timeout=10)
+    except ConnectionRefusedError: __import__("time").sleep(0.1)
+    else: break
+wanted = int(sys.argv[2])
+while wanted > 0: wanted -= len(s.recv(min(wanted, 65536))) or wanted
+print("drunk")
+"""
 LISTEN = "import socket,time; s=socket.create_server(('0.0.0.0', 8000)); time.sleep(3600)"
 
 
@@ -47,6 +66,12 @@ class Pair:
     def tell(self, n: int, serial: int) -> None:
         """Hand one member the roster."""
         self.meshes[n].send(roster(serial, self.keys, self.endpoints, own=(HERE, THERE)[n]))
+
+
+@pytest.fixture(scope="module")
+def internet(lab: Lab) -> str:
+    """A network with public addresses (TEST-NET-3) that stands for the internet."""
+    return lab.network("internet", "203.0.113.0/24")
 
 
 @pytest.fixture(scope="module")
@@ -110,13 +135,16 @@ def test_peer_that_loses_its_endpoint_while_it_is_called_ends_nothing(lab: Lab) 
 def test_restarted_mesh_container_joins_again_with_a_new_key(lab: Lab, pair: Pair) -> None:
     """The namespace survives; key, interface and peers are new, and the next serial brings them together."""
     old_key = pair.keys[HERE]
+    pair.meshes[0].send({"type": "hello"})
+    counted = pair.meshes[0].wait(lambda message: message["type"] == "peers" and message["bytes"]["rx"] > 0)["bytes"]
     pair.meshes[0] = lab.restart(pair.meshes[0])
     pair.learn()
     assert pair.keys[HERE] != old_key
     since = pair.meshes[1].mark()
     for n in range(2):
         pair.tell(n, 2)
-    pair.meshes[0].wait_type("peers", handshaken=[THERE])
+    found = pair.meshes[0].wait_type("peers", handshaken=[THERE])["bytes"]
+    assert all(found[which] >= counted[which] for which in ("rx", "tx")), "what was counted outlives the container"
     pair.meshes[1].wait_type("peers", since=since, handshaken=[HERE])
     assert pair.meshes[0].run("ip", "route")[1].count(NETWORK) == 1
     assert pair.meshes[1].run("wg", "show", "wgd", "peers")[1] == pair.keys[HERE].direct
@@ -133,17 +161,18 @@ def test_removed_member_loses_its_connection(pair: Pair) -> None:
     assert mesh.run("wg", "show", "wgd", "peers")[1] == ""
 
 
-def test_node_reaches_the_internet_but_not_its_own_machine_and_one_without_internet_or_a_leaf_neither(lab: Lab) -> None:
-    """A network with public addresses (TEST-NET-3) stands for the internet; its gateway is this machine."""
-    network = lab.network("internet", "203.0.113.0/24")
-    server = lab.neighbour("server", "python3", "-c", LISTEN, network=network)
+def test_node_reaches_the_internet_but_not_its_machine_and_one_without_internet_neither(
+    lab: Lab, internet: str
+) -> None:
+    """Nor does a leaf. The rules alone decide it; the gateway of that network is this machine."""
+    server = lab.neighbour("server", "python3", "-c", LISTEN, network=internet)
     with socket.create_server(("203.0.113.1", 0)) as own:
         port = str(own.getsockname()[1])
         open_to = {"internet": (bridge_address(server), "8000"), "machine": ("203.0.113.1", port)}
         outcomes: dict[str, dict[str, str]] = {}
-        for who, role, internet in (("node", "node", "open"), ("shut", "node", "closed"), ("leaf", "leaf", "closed")):
-            pause = lab.pause(f"{who}-internet-pause", network=network)
-            closed, environment = ("203.0.113.1", "10.0.0.7"), (f"CORRAL_MESH_INTERNET={internet}",)
+        for who, role, state in (("node", "node", "open"), ("shut", "node", "closed"), ("leaf", "leaf", "closed")):
+            pause = lab.pause(f"{who}-internet-pause", network=internet)
+            closed, environment = ("203.0.113.1", "10.0.0.7"), (f"CORRAL_MESH_INTERNET={state}",)
             mesh = lab.mesh(f"{who}-internet-mesh", pause, HERE, role=role, closed=closed, environment=environment)
             mesh.keys()
             outcomes[who] = {what: _connects(mesh, *place) for what, place in open_to.items()}
@@ -153,6 +182,21 @@ def test_node_reaches_the_internet_but_not_its_own_machine_and_one_without_inter
                 assert [_connects(mesh, *place) for place in open_to.values()] == ["open", "open"]
         assert outcomes["node"] == {"internet": "open", "machine": "closed"}
         assert outcomes["shut"] == outcomes["leaf"] == {"internet": "closed", "machine": "closed"}
+
+
+def test_bytes_of_the_internet_and_of_the_mesh_are_counted_apart(lab: Lab, internet: str) -> None:
+    """On the host's network, both ways; asked anew, the container says them."""
+    server = lab.neighbour("pouring", "python3", "-c", POUR, network=internet)
+    mesh = lab.mesh("metered-mesh", lab.pause("metered-pause", network=internet), HERE)
+    mesh.keys()
+    assert mesh.run("python3", "-c", DRINK, bridge_address(server), "5000000")[1] == "drunk"
+    mesh.send({"type": "roster", "serial": 1, "peers": []})
+    mesh.wait_type("configured")
+    since = mesh.mark()
+    mesh.send({"type": "hello"})
+    counted = mesh.wait_type("peers", since=since)["bytes"]
+    assert counted["internet_rx"] > 5_000_000 > counted["internet_tx"] > 0
+    assert counted["rx"] == counted["tx"] == 0
 
 
 def _connects(mesh: Part, address: str, port: str) -> str:

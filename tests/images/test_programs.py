@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral_net import calling, firewall, roster, tunnel
+from corral_net import calling, firewall, meter, roster, tunnel
 from corral_program import LINE_BYTES_MAX, ControlInput, Malformed
 from corral_ray import command
 from hypothesis import given
@@ -193,6 +193,16 @@ def test_firewall_of_an_unknown_role_does_not_exist() -> None:
     """A spelling mistake must not open anything."""
     with pytest.raises(ValueError, match="role"):
         firewall.rules("Node", port=51820, relayed_port=51821)
+
+
+def test_counters_are_read_by_name() -> None:
+    """As `nft -j` prints them."""
+    counters = [
+        {"counter": {"family": "inet", "name": name, "table": "corral", "handle": n, "packets": 1, "bytes": 100 + n}}
+        for n, name in enumerate(firewall.COUNTERS)
+    ]
+    text = json.dumps({"nftables": [{"metainfo": {"json_schema_version": 1}}, *counters]})
+    assert meter.read_counters(text) == {name: 100 + n for n, name in enumerate(firewall.COUNTERS)}
 
 
 def test_dump_of_wireguard_gives_its_peers() -> None:

@@ -417,6 +417,9 @@ class FakeControlPlane:
                 devices=["cpu-0"],
                 received_bytes=1536 * number,
                 sent_bytes=10**9 * number,
+                internet_received_bytes=int(1.26e6),
+                internet_sent_bytes=999 * number,
+                relayed=["gateway"] if number == 1 else [],
             )
             for number, line in enumerate(quote.lines)
         ]

@@ -1,4 +1,7 @@
-"""The packet filter of a node's network namespace: deny by default, loaded before the mesh address exists."""
+"""The packet filter of a node's network namespace: deny by default, loaded before the mesh address exists.
+
+It counts, too, at the one place that everything passes: what goes over the host's network, as it is on the wire.
+"""
 
 import socket
 
@@ -9,6 +12,8 @@ HOST_INTERFACE = "eth0"
 FIREWALL_MARK = 0x4352
 """Carried by WireGuard's own packets. The workload cannot set it: that takes NET_ADMIN."""
 LEAF_WEB_PORT = 8080
+COUNTERS = ("mesh_received", "mesh_sent", "internet_received", "internet_sent")
+"""Of bytes on the host's interface: WireGuard's own packets, and what the workload has with the internet."""
 
 # Where a workload has no business on the provider's side: its LAN, other containers, the host, metadata services.
 CLOSED_NETWORKS = (
@@ -26,7 +31,7 @@ CLOSED_NETWORKS = (
 
 
 def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" = (), has_internet: bool = True) -> str:
-    """Text for `nft -f`: replaces our table as a whole, in one transaction.
+    """Text for `nft -f`: replaces all our rules in one transaction. What was counted before goes on being counted.
 
     Args:
         role: "node", which trusts the mesh and may reach the internet, or "leaf", which accepts nothing from the mesh
@@ -41,25 +46,27 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         ValueError: `role` is neither.
     """
     mesh = "{ " + ", ".join(f'"{interface}"' for interface in INTERFACES.values()) + " }"
-    answered_relays = f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established accept'
+    # The relayed plane: its port is not published, and only what answers to it comes in.
+    relayed = f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established {_counted("mesh_received")}'
     if role == "node" and not has_internet:
-        accepted = [f"iifname {mesh} accept", answered_relays]
+        accepted = [f"iifname {mesh} accept", relayed]
         sent = []
     elif role == "node":
         accepted = [
             f"iifname {mesh} accept",
-            f'iifname "{HOST_INTERFACE}" ct state established,related accept',
+            relayed,
+            f'iifname "{HOST_INTERFACE}" ct state established,related {_counted("internet_received")}',
         ]
         # No rule for established connections: nothing but WireGuard is accepted from outside, so there is nothing to
         # answer, and such a rule would let whoever gets hold of the UDP port talk to the peers' private addresses.
         sent = [
             f"ip daddr {{ {', '.join((*CLOSED_NETWORKS, *(one for one in closed if not _is_closed(one))))} }} drop",
-            f'oifname "{HOST_INTERFACE}" meta nfproto ipv4 accept',
+            f'oifname "{HOST_INTERFACE}" meta nfproto ipv4 {_counted("internet_sent")}',
         ]
     elif role == "leaf":
         accepted = [
             f"iifname {mesh} ct state established accept",
-            answered_relays,
+            relayed,
             f'iifname "{HOST_INTERFACE}" tcp dport {LEAF_WEB_PORT} accept',
         ]
         sent = [f'oifname "{HOST_INTERFACE}" tcp sport {LEAF_WEB_PORT} ct state established accept']
@@ -67,14 +74,16 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         raise ValueError(f"the role is node or leaf, not {role!r}")
     accepted_lines = "\n    ".join(accepted)
     sent_lines = "\n    ".join(sent)
+    counters = "\n  ".join(f"counter {name} {{}}" for name in COUNTERS)
     return f"""\
 table inet {TABLE}
-delete table inet {TABLE}
+flush table inet {TABLE}
 table inet {TABLE} {{
+  {counters}
   chain input {{
     type filter hook input priority 0; policy drop;
     iifname "lo" accept
-    iifname "{HOST_INTERFACE}" udp dport {port} accept
+    iifname "{HOST_INTERFACE}" udp dport {port} {_counted("mesh_received")}
     {accepted_lines}
   }}
   chain forward {{
@@ -84,11 +93,15 @@ table inet {TABLE} {{
     type filter hook output priority 0; policy drop;
     oifname "lo" accept
     oifname {mesh} accept
-    oifname "{HOST_INTERFACE}" meta l4proto udp meta mark {FIREWALL_MARK:#x} accept
+    oifname "{HOST_INTERFACE}" meta l4proto udp meta mark {FIREWALL_MARK:#x} {_counted("mesh_sent")}
     {sent_lines}
   }}
 }}
 """
+
+
+def _counted(counter: str) -> str:
+    return f"counter name {counter} accept"
 
 
 def _is_closed(address: str) -> bool:

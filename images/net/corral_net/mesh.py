@@ -25,6 +25,7 @@ from corral.protocol.paths import Paths, PeerPlan, Plane, Route
 from corral_net import firewall
 from corral_net.calling import Calls
 from corral_net.commands import Fatal, last_words, must, run
+from corral_net.meter import Meter
 from corral_net.probes import Prober
 from corral_net.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
 from corral_net.sizes import Sizes
@@ -146,7 +147,7 @@ class Mesh:
         self._routes: dict[str, tuple[tuple[str, ...], int]] = {}
         """Planes and packet size of each peer that has a route of its own."""
         self._handshaken: tuple[str, ...] = ()
-        self._bytes = {"rx": 0, "tx": 0}
+        self._meter = Meter()
         self._told: tuple[object, ...] = ()
         self._is_all_there = True
         self._looks: tuple[float, ...] = ()
@@ -222,6 +223,7 @@ class Mesh:
             if self._roster is not None:
                 emit("configured", serial=self._roster.serial)
                 self._told = ()
+                self._meter.look(time.monotonic(), is_asked=True)
                 self._observe(time.monotonic())
         elif message.get("type") == "roster":
             serial_min = -1 if self._roster is None else self._roster.serial
@@ -477,17 +479,14 @@ class Mesh:
     def _observe(self, now: float) -> None:
         wall_s = time.time()
         alive: set[str] = set()
-        received = sent = 0
         for plane in PLANES:
             states = self._states(plane)
             self._note(plane, states, now)
             alive |= {self._of_key[state.public_key] for state in states if state.is_fresh(wall_s)}
-            received += sum(state.received_bytes for state in states)
-            sent += sum(state.sent_bytes for state in states)
+        self._meter.look(now)
         self._observed_at = now
         self._is_all_there = len(alive) == len(self._peers)
         self._handshaken = tuple(sorted(alive))
-        self._bytes = {"rx": received, "tx": sent}
         self._tell(is_periodic=now >= self._reported_at + REPORT_S)
 
     def _states(self, plane: Plane) -> "list[PeerState]":
@@ -515,7 +514,7 @@ class Mesh:
         told = (self._handshaken, relayed)
         if told != self._told or is_periodic:
             self._told, self._reported_at = told, time.monotonic()
-            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=self._bytes)
+            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=self._meter.told())
 
     def _say_keys(self) -> None:
         keys = {plane: tunnel.public_key for plane, tunnel in self._tunnels.items()}

@@ -42,6 +42,8 @@ class Configured(msgspec.Struct, frozen=True, tag="configured"):
 class Traffic(msgspec.Struct, frozen=True):
     rx: Size = 0
     tx: Size = 0
+    internet_rx: Size = 0
+    internet_tx: Size = 0
 
 
 class Peers(msgspec.Struct, frozen=True, tag="peers"):
@@ -85,6 +87,8 @@ class Heard:
     relayed: tuple[str, ...] = ()
     received_bytes: int = 0
     sent_bytes: int = 0
+    internet_received_bytes: int = 0
+    internet_sent_bytes: int = 0
     ray_phase: str = ""
     ray_detail: str = ""
     alive: tuple[str, ...] = ()
@@ -109,6 +113,8 @@ def hear(heard: Heard, line: Line) -> Heard:
                 relayed=line.relayed,
                 received_bytes=line.bytes.rx,
                 sent_bytes=line.bytes.tx,
+                internet_received_bytes=line.bytes.internet_rx,
+                internet_sent_bytes=line.bytes.internet_tx,
             )
         case Fatal():
             return replace(heard, fatal=line.reason)

@@ -55,6 +55,8 @@ def node_report(
         fault=fault,
         renewals=renewals,
         renewed_for=renewed_for,
+        internet_received_bytes=mesh.internet_received_bytes,
+        internet_sent_bytes=mesh.internet_sent_bytes,
     )
 
 

@@ -399,7 +399,7 @@ class NodeKeeper:
 
     def _tell(self) -> None:
         """Sets `changed` if a report would now say something else than before, byte counts apart."""
-        facts = [msgspec.structs.replace(report, received_bytes=0, sent_bytes=0) for report in self.reports()]
+        facts = [report.without_counts() for report in self.reports()]
         self._renewals.note_worked(self._working(facts))
         now = (facts, self.foreign(), self._applied)
         if now != self._told:

@@ -17,6 +17,7 @@ from corral.cli.output import (
     require_somebody,
     say,
     table,
+    traffic,
     usd,
 )
 from corral.cli.progress import follow_start, phase_rows
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from corral.wire.api import Bill, Cluster
 
 ClusterArgument = Annotated[str, typer.Argument(metavar="CLUSTER", help="Name or id of the cluster.")]
-_BYTES = 1024.0
 _KEY_CHARACTERS = 12
 """Of a key: enough to tell two apart at a glance; `--json` shows all of it."""
 
@@ -220,11 +220,20 @@ def _put_cluster(found: "Cluster") -> None:
             node.provider,
             node.address,
             node.state + (f" ({node.reason})" if node.reason else ""),
-            f"{_size(node.received_bytes)} in, {_size(node.sent_bytes)} out",
         ]
         for node in found.nodes
     ]
-    put("\n" + table(["NODE", "ROLE", "HOST", "PROVIDER", "ADDRESS", "STATE", "TRAFFIC"], nodes))
+    put("\n" + table(["NODE", "ROLE", "HOST", "PROVIDER", "ADDRESS", "STATE"], nodes))
+    flows = [
+        [
+            node.name,
+            f"{traffic(node.received_bytes)} in, {traffic(node.sent_bytes)} out",
+            f"{traffic(node.internet_received_bytes)} in, {traffic(node.internet_sent_bytes)} out",
+            ", ".join(node.relayed) or "-",
+        ]
+        for node in found.nodes
+    ]
+    put("\n" + table(["TRAFFIC OF", "MESH", "INTERNET", "BY RELAY ALONE"], flows))
     put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
 
 
@@ -297,12 +306,3 @@ def _runway(clusters: "list[Cluster]", balance_uc: int) -> str:
     """How long the free credit lasts beyond what is held, at the rate of all that runs."""
     rate = sum(each.rate_uc_per_hour for each in clusters if each.state in {"booked", "starting", "ready"})
     return f", enough for {plural(balance_uc // rate, 'hour')} more of all that runs" if rate else ""
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < _BYTES:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= _BYTES
-    return f"{size:.1f} TiB"

@@ -39,6 +39,7 @@ _USAGE_CODES = frozenset(
     }
 )
 _UNREACHABLE_CODES = frozenset({"unreachable", "certificate_untrusted"})
+_TRAFFIC_STEP = 1000.0
 
 
 @dataclass
@@ -183,6 +184,16 @@ def usd(amount_uc: int) -> str:
 def memory(count: int) -> str:
     """Bytes for people: `15.5 GiB`."""
     return f"{count / 1024**3:.1f} GiB" if count < 100 * 1024**3 else f"{count / 1024**3:.0f} GiB"
+
+
+def traffic(count: int) -> str:
+    """Bytes on a network for people, decimal as networks are measured: `1.5 MB`, `5 GB`."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < _TRAFFIC_STEP:
+            return f"{round(size, 1):g} {unit}"
+        size /= _TRAFFIC_STEP
+    return f"{round(size, 1):g} TB"
 
 
 def number(value: float) -> str:

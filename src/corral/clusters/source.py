@@ -10,6 +10,7 @@ from corral import bookings, devices, mesh
 from corral.clusters.book import WORK_IMAGE
 from corral.clusters.store import WORK_TOPIC, change, lock_clusters
 from corral.clusters.tables import cluster, node, node_line
+from corral.clusters.traffic import Counts, total_after
 from corral.core.errors import invariant
 from corral.core.ids import BookingId, ClusterId, HostId, LineId
 from corral.devices import DesiredParts
@@ -161,12 +162,11 @@ def _is_confirmed(row: Any, applied: Revision) -> bool:
 
 def _news(row: Any, said: NodeReport, host: devices.Host, now: datetime) -> tuple[dict[str, Any], bool]:
     """Columns of a node that a report changes, and whether more than its traffic counters did."""
-    counters = {"received_bytes": said.received_bytes, "sent_bytes": said.sent_bytes}
-    facts = msgspec.structs.replace(said, received_bytes=0, sent_bytes=0)
+    counters = _counted(row, said)
+    facts = said.without_counts()
     before = None if row.report is None else msgspec.convert(row.report, NodeReport)
     if before == facts:
-        counted = (row.received_bytes, row.sent_bytes) != (said.received_bytes, said.sent_bytes)
-        return (counters if counted else {}), False
+        return counters, False
     values: dict[str, Any] = {"report": msgspec.to_builtins(facts), "reported_at": now, **counters}
     if before is not None and _works(before) and not _works(said):
         # Until this report only the one before it proves that the node worked.
@@ -176,3 +176,13 @@ def _news(row: Any, said: NodeReport, host: devices.Host, now: datetime) -> tupl
 
 def _works(report: NodeReport) -> bool:
     return report.pause == report.mesh == report.work == "running" and report.fault is None
+
+
+def _counted(row: Any, said: NodeReport) -> dict[str, Any]:
+    """Columns of a node's traffic that a report changes."""
+    counts = Counts(*said.counts())
+    last = Counts(*(row.counts_said or ()))
+    if counts == last or not any(counts):
+        return {}
+    total = Counts(row.received_bytes, row.sent_bytes, row.internet_received_bytes, row.internet_sent_bytes)
+    return {**total_after(total, last, counts)._asdict(), "counts_said": list(counts)}

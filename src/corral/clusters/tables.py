@@ -76,6 +76,9 @@ node = Table(
     Column("returned_at", Instant),
     Column("received_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("sent_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("internet_received_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("internet_sent_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("counts_said", Document),
     Column("removed_at", Instant),
     Column("removed_as", Text),
     Column("gone_epoch", BigInteger),
@@ -89,7 +92,10 @@ node = Table(
     Index("ix_node_host_present", "host_id", postgresql_where=text("gone_at IS NULL")),
     Index("uq_node_address", "cluster_id", "address", unique=True, postgresql_where=text("removed_at IS NULL")),
 )
-"""`removed_at`: no longer wanted on its host; `gone_at`: its host has confirmed that."""
+"""
+`removed_at`: no longer wanted on its host; `gone_at`: its host has confirmed that. `…_bytes` are totals; `counts_said`
+is what its host reported last of them, which may begin anew.
+"""
 
 node_line = Table(
     "node_line",

@@ -21,7 +21,7 @@ async def cluster_view(tx: Tx, row: Any, now: datetime) -> api.Cluster:
     booking = await bookings.get(tx, BookingId(row.booking_id))
     lines = await bookings.lines_of(tx, booking.id)
     money = await bookings.money(tx, booking.id, now=now)
-    query = sa.select(node).where(node.c.cluster_id == row.id, node.c.kind == "node")
+    query = sa.select(node).where(node.c.cluster_id == row.id)
     rows = (await tx.execute(query.order_by(node.c.created_at, node.c.member, node.c.id))).all()
     gateway = await devices.host_by_id(tx, HostId(row.gateway_id))
     running = booking.began_at is not None and not booking.is_over
@@ -98,7 +98,10 @@ async def _nodes(tx: Tx, rows: Any, lines: list[bookings.Line]) -> list[api.Node
     for pair in await tx.execute(query):
         of_node.setdefault(pair.node_id, []).append(by_id[LineId(pair.line_id)])
     shown: list[api.Node] = []
+    members = {row.address: row.name for row in rows if row.removed_at is None}
     for row in rows:
+        if row.kind != "node":
+            continue
         mine = of_node.get(row.id, [])
         report = None if row.report is None else msgspec.convert(row.report, NodeReport)
         told = _told(report) if report is not None else ""
@@ -115,6 +118,16 @@ async def _nodes(tx: Tx, rows: Any, lines: list[bookings.Line]) -> list[api.Node
                 received_bytes=row.received_bytes,
                 sent_bytes=row.sent_bytes,
                 reason=row.reason or told,
+                internet_received_bytes=row.internet_received_bytes,
+                internet_sent_bytes=row.internet_sent_bytes,
+                relayed=_relayed(row, report, members),
             )
         )
     return shown
+
+
+def _relayed(row: Any, report: NodeReport | None, members: dict[str, str]) -> list[str]:
+    """Names of the members that a node of a cluster reaches through a relay alone."""
+    if report is None or row.removed_at is not None:
+        return []
+    return [members[address] for address in report.relayed if address in members]

@@ -138,6 +138,8 @@ class SimulatedHost:
         """Endpoints on its own network."""
         self.observed: dict[str, str] = {}
         """Relays: by node, where it sees that node's direct plane."""
+        self.reaches_by_relay = False
+        """Whether its nodes reach all others through a relay alone."""
         self.is_down = False
         self.loss = 0.0
         """Share of exchanges whose report or reply is lost."""
@@ -247,7 +249,7 @@ class SimulatedHost:
         """Whether it says more than its last one that arrived did; traffic alone is not worth a message."""
 
         def facts(one: Report) -> Report:
-            quiet = tuple(replace(node, received_bytes=0, sent_bytes=0) for node in one.nodes)
+            quiet = tuple(node.without_counts() for node in one.nodes)
             return replace(one, sequence=0, seen=one.applied, wall_clock=None, nodes=quiet)
 
         return self._said is None or facts(self._said) != facts(report)
@@ -336,8 +338,11 @@ class SimulatedHost:
             "lan": self.lan if has_key else (),
             "roster_serial": node.serial,
             "handshaken": peers,
+            "relayed": peers if self.reaches_by_relay else (),
             "received_bytes": node.steps * 1000,
             "sent_bytes": node.steps * 500,
+            "internet_received_bytes": node.steps * 2000,
+            "internet_sent_bytes": node.steps * 100,
         }
         if isinstance(node.spec, LeafSpec):
             head = self._peer(node, node.spec.head_address)

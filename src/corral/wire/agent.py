@@ -188,6 +188,7 @@ class NodeReport(Said, frozen=True):
     serves: bool = False
     """Leaf: the cluster's job endpoint answers through the gateway."""
     received_bytes: Size = 0
+    """Of the mesh, as WireGuard's packets on the host's network: counted since the node's namespace exists."""
     sent_bytes: Size = 0
     fault: Fault | None = None
     """What the host cannot mend by itself."""
@@ -195,6 +196,19 @@ class NodeReport(Said, frozen=True):
     """How often containers of it that had ended were made anew; since the agent started."""
     renewed_for: Fault | None = None
     """How they had ended the last time."""
+    internet_received_bytes: Size = 0
+    """Of the internet, counted likewise."""
+    internet_sent_bytes: Size = 0
+
+    def counts(self) -> tuple[int, int, int, int]:
+        """Bytes: received and sent in the mesh, received and sent on the internet. All 0: nothing is known yet."""
+        return (self.received_bytes, self.sent_bytes, self.internet_received_bytes, self.internet_sent_bytes)
+
+    def without_counts(self) -> "NodeReport":
+        """The facts alone: bytes change with every packet, and are no news."""
+        return msgspec.structs.replace(
+            self, received_bytes=0, sent_bytes=0, internet_received_bytes=0, internet_sent_bytes=0
+        )
 
 
 class Observation(Said, frozen=True):

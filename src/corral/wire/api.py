@@ -301,9 +301,12 @@ class Node(Answer):
     address: str
     state: str
     devices: list[str]
-    received_bytes: int = 0
+    received_bytes: int = Field(default=0, description="in the mesh, as encrypted packets on the host's network")
     sent_bytes: int = 0
     reason: str = ""
+    internet_received_bytes: int = Field(default=0, description="what its workload has received from the internet")
+    internet_sent_bytes: int = 0
+    relayed: list[str] = Field(default=[], description="names of the members that it reaches through a relay alone")
 
 
 class Cluster(Answer):

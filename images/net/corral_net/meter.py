@@ -1,0 +1,43 @@
+"""What the packet filter of this namespace has counted."""
+
+import json
+
+from corral_net import firewall
+from corral_net.commands import run
+
+PERIOD_S = 10.0
+"""Between two looks at the counters: each is a process of `nft`."""
+
+
+class Meter:
+    """Bytes since the namespace exists: the counters outlive a restart of this container."""
+
+    def __init__(self) -> None:
+        self._bytes = dict.fromkeys(firewall.COUNTERS, 0)
+        self._read_at = -PERIOD_S
+
+    def look(self, now: float, *, is_asked: bool = False) -> None:
+        """Read the counters if it is time, or if somebody asks; `now` is monotonic, in seconds."""
+        if now < self._read_at + PERIOD_S and not is_asked:
+            return
+        self._read_at = now
+        done = run("nft", "-j", "list", "counters", "table", "inet", firewall.TABLE)
+        # Without the table nothing is counted; what was, was.
+        if done.returncode == 0:
+            self._bytes |= read_counters(done.stdout)
+
+    def told(self) -> "dict[str, int]":
+        """The counts as the agent is told of them."""
+        counted = self._bytes
+        return {
+            "rx": counted["mesh_received"],
+            "tx": counted["mesh_sent"],
+            "internet_rx": counted["internet_received"],
+            "internet_tx": counted["internet_sent"],
+        }
+
+
+def read_counters(text: str) -> "dict[str, int]":
+    """Bytes by counter in the output of `nft -j list counters`."""
+    found = (entry["counter"] for entry in json.loads(text)["nftables"] if "counter" in entry)
+    return {counter["name"]: counter["bytes"] for counter in found}
