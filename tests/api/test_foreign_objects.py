@@ -49,7 +49,12 @@ async def everything(estate: Estate) -> list[object]:
     ]
 
 
-HOSTS = [("GET", "", None), ("PUT", "/intent", {"intent": "left"}), ("PUT", "/intent", {"intent": "paused"})]
+HOSTS = [
+    ("GET", "", None),
+    ("PUT", "/intent", {"intent": "left"}),
+    ("PUT", "/intent", {"intent": "paused"}),
+    ("PUT", "/traffic-cap", {"traffic_cap_bytes": 5 * 10**9}),
+]
 CLUSTERS = [
     ("GET", "", None),
     ("GET", "?newer_than=0&wait_s=0", None),

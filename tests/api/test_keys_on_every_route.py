@@ -36,6 +36,7 @@ PEOPLE = {
     ("GET", "/v1/hosts"),
     ("GET", "/v1/hosts/{name_or_id}"),
     ("PUT", "/v1/hosts/{name_or_id}/intent"),
+    ("PUT", "/v1/hosts/{name_or_id}/traffic-cap"),
     ("GET", "/v1/offers"),
     ("POST", "/v1/quotes"),
     ("GET", "/v1/quotes/{quote_id}"),
@@ -56,6 +57,7 @@ OF_NOBODY = {("GET", "/v1/offers"), ("POST", "/v1/quotes")}
 BODIES: dict[tuple[str, str], object] = {
     ("POST", "/v1/keys"): {"label": "mine"},
     ("PUT", "/v1/hosts/{name_or_id}/intent"): {"intent": "paused"},
+    ("PUT", "/v1/hosts/{name_or_id}/traffic-cap"): {"traffic_cap_bytes": None},
     ("POST", "/v1/hosts/tokens"): {},
     ("POST", "/v1/quotes"): {"cpu": 1},
     ("POST", "/v1/clusters"): {"id": numbered_id("bk", 1), "quote_id": numbered_id("qt", 1)},

@@ -82,3 +82,40 @@ async def test_members_reached_by_relay_alone_are_named(estate: Estate) -> None:
     barn.reaches_by_relay = True
     await estate.run(1)
     assert (await show(estate))["nodes"][0]["relayed"] == ["gateway"]
+
+
+async def test_cap_is_offered_quoted_booked_and_told_to_the_host(estate: Estate) -> None:
+    """It counts per device, and what is booked keeps what was quoted; without one there is none."""
+    [offer] = (await estate.ok("GET", "/v1/offers", estate.renter))["offers"]
+    assert offer["traffic_cap_bytes"] is None
+    cap = {"traffic_cap_bytes": 5 * 10**9}
+    assert (await estate.ok("PUT", "/v1/hosts/barn/traffic-cap", estate.provider, cap))[
+        "traffic_cap_bytes"
+    ] == 5 * 10**9
+    [offer] = (await estate.ok("GET", "/v1/offers", estate.renter))["offers"]
+    assert offer["traffic_cap_bytes"] == 5 * 10**9
+    quote = await estate.ok("POST", "/v1/quotes", estate.renter, {"cpu": 2})
+    assert [line["traffic_cap_bytes"] for line in quote["lines"]] == [5 * 10**9] * 2
+    ready = await book(estate, cpu=2)
+    assert ready["nodes"][0]["traffic_cap_bytes"] == 10**10
+    await estate.ok("PUT", "/v1/hosts/barn/traffic-cap", estate.provider, {"traffic_cap_bytes": None})
+    await estate.run(1)
+    desired = estate.host("barn").desired
+    assert desired is not None
+    assert [node.internet_cap_bytes for node in desired.nodes] == [10**10]
+
+
+@pytest.mark.parametrize("cap", [0, 10**8 - 1, 10**12 + 1, "5GB", -1])
+async def test_cap_that_makes_no_sense_is_refused(estate: Estate, cap: object) -> None:
+    """From 100 MB to 1 TB an hour."""
+    path, body = "/v1/hosts/barn/traffic-cap", {"traffic_cap_bytes": cap}
+    answer = await estate.http.put(path, json=body, headers=estate.provider.headers)
+    assert answer.status_code == 422
+
+
+async def test_slowed_node_is_shown_as_such(estate: Estate) -> None:
+    """The renter sees why his downloads are slow."""
+    assert not (await book(estate))["nodes"][0]["is_slowed"]
+    estate.host("barn").has_used_its_cap = True
+    await estate.run(1)
+    assert (await show(estate))["nodes"][0]["is_slowed"]

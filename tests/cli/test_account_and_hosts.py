@@ -229,6 +229,20 @@ def test_hosts_read_well(corral: Corral, matches_snapshot: Compare) -> None:
     )
 
 
+def test_cap_on_traffic_is_set_and_shown(corral: Corral, matches_snapshot: Compare) -> None:
+    """In decimal units, or none; what is offered from now on."""
+    matches_snapshot(
+        corral("host", "set", "alpha", "--traffic-cap", "5GB"),
+        corral("host", "set", "alpha", "--traffic-cap", "none"),
+        corral("host", "set", "alpha", "--traffic-cap", "1 MB"),
+        corral("host", "set", "alpha", "--traffic-cap", "much"),
+    )
+    assert (
+        json.loads(corral("host", "set", "alpha", "--traffic-cap", "0.5tb", "--json").out)["traffic_cap_bytes"]
+        == 500 * 10**9
+    )
+
+
 def test_json_of_hosts_and_keys_is_the_wire_s_own(corral: Corral) -> None:
     """One document each."""
     assert json.loads(corral("host", "list", "--json").out)[0]["name"] == "alpha"

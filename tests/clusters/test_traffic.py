@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.clusters.traffic import COUNT_MAX, Counts, total_after
+from corral.clusters.traffic import COUNT_MAX, Counts, cap_of, total_after
 
 amounts = st.builds(Counts, *(st.integers(0, 2**40) for _ in Counts._fields))
 steps = st.lists(st.tuples(st.sampled_from(["more", "agent is new", "namespace is new"]), amounts), max_size=12)
@@ -33,3 +33,10 @@ def test_total_never_falls_and_always_fits(said: list[Counts], near: int) -> Non
         after = total_after(total, last, counts)
         assert all(before <= now <= COUNT_MAX for before, now in zip(total, after, strict=True))
         total, last = after, counts if any(counts) else last
+
+
+def test_cap_of_a_node_is_that_of_its_devices_together() -> None:
+    """One device without a cap, or no device at all, leaves none."""
+    assert cap_of([5, 5, 7]) == 17
+    assert cap_of([5, None]) is None
+    assert cap_of([]) is None

@@ -26,23 +26,35 @@ for _ in range(100):
         break
 """
 POUR = """
-import socket
+import socket, threading
 s = socket.create_server(("0.0.0.0", 8001))
-while True:
-    c, _ = s.accept()
+def pour(c):
     try: c.sendall(bytes(50_000_000))
     except OSError: pass
     c.close()
+while True: threading.Thread(target=pour, args=(s.accept()[0],), daemon=True).start()
 """
+# Prints how much it got, of so many bytes, within so many seconds.
 DRINK = """
-import socket, sys
-for _ in range(100):
-    try: s = socket.create_connection((sys.argv[1], 8001), timeout=10)
-    except ConnectionRefusedError: __import__("time").sleep(0.1)
-    else: break
-wanted = int(sys.argv[2])
-while wanted > 0: wanted -= len(s.recv(min(wanted, 65536))) or wanted
-print("drunk")
+import socket, sys, time
+got, wanted, until = 0, int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
+try:
+    while True:
+        try: s = socket.create_connection((sys.argv[1], 8001), timeout=5); break
+        except ConnectionRefusedError: time.sleep(0.1)
+    while got < wanted and time.monotonic() < until: got += len(s.recv(min(wanted - got, 65536)))
+except TimeoutError: pass
+print(got)
+"""
+# Prints bytes with the internet once they are more than that.
+PASSED = """
+import json, subprocess, sys, time
+while True:
+    done = subprocess.run(("nft", "-j", "list", "counter", "inet", "corral", "internet_received"), capture_output=True)
+    count = next(one["counter"]["bytes"] for one in json.loads(done.stdout)["nftables"] if "counter" in one)
+    if count > int(sys.argv[1]): break
+    time.sleep(0.2)
+print(count)
 """
 LISTEN = "import socket,time; s=socket.create_server(('0.0.0.0', 8000)); time.sleep(3600)"
 
@@ -189,7 +201,7 @@ def test_bytes_of_the_internet_and_of_the_mesh_are_counted_apart(lab: Lab, inter
     server = lab.neighbour("pouring", "python3", "-c", POUR, network=internet)
     mesh = lab.mesh("metered-mesh", lab.pause("metered-pause", network=internet), HERE)
     mesh.keys()
-    assert mesh.run("python3", "-c", DRINK, bridge_address(server), "5000000")[1] == "drunk"
+    assert mesh.run("python3", "-c", DRINK, bridge_address(server), "5000000", "60")[1] == "5000000"
     mesh.send({"type": "roster", "serial": 1, "peers": []})
     mesh.wait_type("configured")
     since = mesh.mark()
@@ -197,6 +209,25 @@ def test_bytes_of_the_internet_and_of_the_mesh_are_counted_apart(lab: Lab, inter
     counted = mesh.wait_type("peers", since=since)["bytes"]
     assert counted["internet_rx"] > 5_000_000 > counted["internet_tx"] > 0
     assert counted["rx"] == counted["tx"] == 0
+
+
+def test_who_uses_up_the_cap_goes_on_slowly_and_it_is_said(lab: Lab, internet: str) -> None:
+    """Half of an hour's cap passes at once; then what flows in, and no connection is ended."""
+    server = lab.neighbour("pouring-much", "python3", "-c", POUR, network=internet)
+    cap = ("CORRAL_MESH_INTERNET_CAP=36000000",)
+    mesh = lab.mesh("capped-mesh", lab.pause("capped-pause", network=internet), HERE, environment=cap)
+    mesh.keys()
+    mesh.send({"type": "roster", "serial": 1, "peers": []})
+    assert not mesh.wait_type("peers")["slowed"]
+    mesh.spawn("python3", "-c", DRINK, bridge_address(server), "50000000", "600")
+    counted = mesh.wait_type("peers", slowed=True)["bytes"]
+    at_once = counted["internet_rx"] + counted["internet_tx"]
+    assert 17_000_000 < at_once < 20_000_000
+    assert mesh.run("python3", "-c", PASSED, str(counted["internet_rx"] + 5_000))[0] == 0
+    # A restart brings no new allowance.
+    mesh = lab.restart(mesh)
+    mesh.keys()
+    assert int(mesh.run("python3", "-c", DRINK, bridge_address(server), "10000000", "3")[1]) < 5_000_000
 
 
 def _connects(mesh: Part, address: str, port: str) -> str:

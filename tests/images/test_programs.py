@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral_net import calling, firewall, meter, roster, tunnel
+from corral_net import calling, firewall, mesh, meter, roster, tunnel
 from corral_program import LINE_BYTES_MAX, ControlInput, Malformed
 from corral_ray import command
 from hypothesis import given
@@ -187,6 +187,17 @@ def test_node_without_internet_lets_out_what_is_marked_and_nothing_else(has_inte
     out = [line for line in text.splitlines() if 'oifname "eth0"' in line]
     assert all("meta mark 0x4352" in line for line in out) is not has_internet
     assert (text == firewall.rules("node", port=51820, relayed_port=51821)) is has_internet
+
+
+@given(st.integers(mesh.CAP_BYTES_MIN, 2**53))
+def test_no_hour_has_more_than_its_cap_and_something_always_flows(cap: int) -> None:
+    """Whatever was saved up, and whenever the hour begins; up to what the packet filter can count, it is no less."""
+    rate, burst = firewall.allowance(cap)
+    assert rate >= 1
+    assert burst <= firewall.BURST_BYTES_MAX
+    in_an_hour = burst + rate + rate * 3600
+    assert in_an_hour <= cap
+    assert in_an_hour >= min(cap * 99 // 100, firewall.RATE_MAX * 3600)
 
 
 def test_firewall_of_an_unknown_role_does_not_exist() -> None:

@@ -12,7 +12,7 @@ from corral.core.ids import DeviceId, HostId, PersonId
 from corral.core.units import GIB
 from corral.market import Prices, WishUnclear
 from corral.market.offers import offers_of
-from corral.market.placement import NoPlacement, Placement, place, place_replacement
+from corral.market.placement import NoPlacement, Placement, place, place_replacement, priced
 from corral.market.wish import Wish, read_wish
 from corral.testing.clock import START
 from corral.wire.api import ClusterRequest
@@ -37,6 +37,7 @@ class ADevice:
     disk_bytes: int = 100 * GIB
     gpu_memory_bytes: int = 0
     development: bool = False
+    traffic_cap_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ def test_all_gpus_are_of_one_model_and_the_cheaper_one() -> None:
     assert "6 of one model are wished, at most 4 are free" in reasons(
         Wish(None, gpu_model="H100", gpu_count=6), sxm, pcie
     )
+
+
+@pytest.mark.parametrize(
+    ("had", "found", "replaces"),
+    [(None, None, True), (5, None, True), (5, 5, True), (5, 9, True), (5, 4, False), (None, 9, False)],
+)
+def test_replacement_has_no_tighter_cap_on_the_internet(had: int | None, found: int | None, replaces: bool) -> None:
+    """No cap is the loosest."""
+    [lost] = priced([replace(one, traffic_cap_bytes=had) for one in a_host("lost", cpus=1)], PRICES)
+    spare = [replace(one, traffic_cap_bytes=found) for one in a_host("spare", cpus=1)]
+    assert (place_replacement([lost], spare, PRICES, excluded_hosts=[HostId("lost")]) is not None) is replaces
 
 
 def test_single_provider_is_kept_even_if_dearer() -> None:

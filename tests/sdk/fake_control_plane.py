@@ -94,6 +94,7 @@ class FakeControlPlane:
             Route("/v1/hosts", self._do(self._hosts), methods=get),
             Route("/v1/hosts/{name}", self._do(self._host), methods=get),
             Route("/v1/hosts/{name}/intent", self._do(self._intent), methods=["PUT"]),
+            Route("/v1/hosts/{name}/traffic-cap", self._do(self._traffic_cap), methods=["PUT"]),
             Route("/v1/offers", self._do(self._offers), methods=get),
             Route("/v1/quotes", self._do(self._quote), methods=post),
             Route("/v1/clusters", self._do(self._clusters), methods=["GET", "POST"]),
@@ -229,6 +230,11 @@ class FakeControlPlane:
         host.status = {"active": "idle", "paused": "paused", "left": "draining"}[intent]  # pyright: ignore[reportAttributeAccessIssue]
         return host
 
+    def _traffic_cap(self, request: Request, body: bytes) -> api.Host:
+        host = self._host(request, body)
+        host.traffic_cap_bytes = api.TrafficCapRequest.model_validate_json(body).traffic_cap_bytes
+        return host
+
     # --- market and clusters ---
 
     def _offers(self, _: Request, __: bytes) -> api.Offers:
@@ -270,6 +276,7 @@ class FakeControlPlane:
                 rate_uc_per_hour=RATE_UC,
                 development=number == 1,
                 is_head=number == 0,
+                traffic_cap_bytes=5 * 10**9 if number == 1 else None,
             )
             for number in range(nodes)
         ]
@@ -420,6 +427,8 @@ class FakeControlPlane:
                 internet_received_bytes=int(1.26e6),
                 internet_sent_bytes=999 * number,
                 relayed=["gateway"] if number == 1 else [],
+                traffic_cap_bytes=line.traffic_cap_bytes,
+                is_slowed=number == 1,
             )
             for number, line in enumerate(quote.lines)
         ]

@@ -14,6 +14,12 @@ FIREWALL_MARK = 0x4352
 LEAF_WEB_PORT = 8080
 COUNTERS = ("mesh_received", "mesh_sent", "internet_received", "internet_sent")
 """Of bytes on the host's interface: WireGuard's own packets, and what the workload has with the internet."""
+OVER_CAP = "over_cap"
+"""Counts what was dropped because the workload had used its allowance."""
+BURST_BYTES_MAX = 2**32 - 1
+"""nftables counts a burst in 32 bits."""
+RATE_MAX = 10**10
+"""Bytes a second; above this nftables' arithmetic of 64 bits overflows."""
 
 # Where a workload has no business on the provider's side: its LAN, other containers, the host, metadata services.
 CLOSED_NETWORKS = (
@@ -30,7 +36,15 @@ CLOSED_NETWORKS = (
 )
 
 
-def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" = (), has_internet: bool = True) -> str:
+def rules(
+    role: str,
+    *,
+    port: int,
+    relayed_port: int,
+    closed: "tuple[str, ...]" = (),
+    has_internet: bool = True,
+    cap_bytes: int = 0,
+) -> str:
     """Text for `nft -f`: replaces all our rules in one transaction. What was counted before goes on being counted.
 
     Args:
@@ -41,11 +55,13 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         closed: further addresses that a workload must not reach: those of the machine that it runs on.
         has_internet: whether the workload of a node may reach the internet; without it, WireGuard's own packets alone
             leave and enter.
+        cap_bytes: what the workload of a node may have with the internet in an hour, both ways together; 0 is no cap.
 
     Raises:
         ValueError: `role` is neither.
     """
     mesh = "{ " + ", ".join(f'"{interface}"' for interface in INTERFACES.values()) + " }"
+    slow = f"limit name internet counter name {OVER_CAP} drop"
     # The relayed plane: its port is not published, and only what answers to it comes in.
     relayed = f'iifname "{HOST_INTERFACE}" udp dport {relayed_port} ct state established {_counted("mesh_received")}'
     if role == "node" and not has_internet:
@@ -55,12 +71,14 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         accepted = [
             f"iifname {mesh} accept",
             relayed,
+            *([f'iifname "{HOST_INTERFACE}" ct state established,related {slow}'] if cap_bytes else []),
             f'iifname "{HOST_INTERFACE}" ct state established,related {_counted("internet_received")}',
         ]
         # No rule for established connections: nothing but WireGuard is accepted from outside, so there is nothing to
         # answer, and such a rule would let whoever gets hold of the UDP port talk to the peers' private addresses.
         sent = [
             f"ip daddr {{ {', '.join((*CLOSED_NETWORKS, *(one for one in closed if not _is_closed(one))))} }} drop",
+            *([f'oifname "{HOST_INTERFACE}" meta nfproto ipv4 {slow}'] if cap_bytes else []),
             f'oifname "{HOST_INTERFACE}" meta nfproto ipv4 {_counted("internet_sent")}',
         ]
     elif role == "leaf":
@@ -74,7 +92,10 @@ def rules(role: str, *, port: int, relayed_port: int, closed: "tuple[str, ...]" 
         raise ValueError(f"the role is node or leaf, not {role!r}")
     accepted_lines = "\n    ".join(accepted)
     sent_lines = "\n    ".join(sent)
-    counters = "\n  ".join(f"counter {name} {{}}" for name in COUNTERS)
+    counters = "\n  ".join(f"counter {name} {{}}" for name in (*COUNTERS, OVER_CAP))
+    if cap_bytes:
+        rate, burst = allowance(cap_bytes)
+        counters += f"\n  limit internet {{ rate over {rate} bytes/second burst {burst} bytes }}"
     return f"""\
 table inet {TABLE}
 flush table inet {TABLE}
@@ -98,6 +119,16 @@ table inet {TABLE} {{
   }}
 }}
 """
+
+
+def allowance(cap_bytes: int) -> "tuple[int, int]":
+    """Bytes a second, and bytes at once: half of the cap is there at once, the other half flows in over the hour.
+
+    So no hour has more than `cap_bytes`, however the workload divides it, and who has used all goes on slowly.
+    """
+    burst = min(cap_bytes // 2, BURST_BYTES_MAX)
+    # The bucket holds a second's flow beside the burst.
+    return max(1, min((cap_bytes - burst) // 3601, RATE_MAX)), burst
 
 
 def _counted(counter: str) -> str:

@@ -1,10 +1,10 @@
 """The mesh container of a node: firewall first, then WireGuard, then the address, for as long as it runs.
 
 Environment: CORRAL_MESH_ADDRESS, CORRAL_MESH_NETWORK, CORRAL_MESH_ROLE (node or leaf), CORRAL_MESH_MTU,
-CORRAL_MESH_PORT, CORRAL_MESH_CLOSED, addresses that the workload must not reach, and CORRAL_MESH_INTERNET (open or
-closed). Rosters come in on stdin; the public keys, the serial in force, the peers that answered and those reached
-through a relay go out on stdout. The private keys are made here at every start and stay in this process and on the
-stdin of `wg`.
+CORRAL_MESH_PORT, CORRAL_MESH_CLOSED, addresses that the workload must not reach, CORRAL_MESH_INTERNET (open or closed)
+and CORRAL_MESH_INTERNET_CAP, bytes an hour, 0 for no cap. Rosters come in on stdin; the public keys, the serial in
+force, the peers that answered, those reached through a relay and the traffic go out on stdout. The private keys are
+made here at every start and stay in this process and on the stdin of `wg`.
 
 There are two planes, `direct` and `relayed`: two WireGuard interfaces with the same peers. Which of them carries the
 traffic to a peer is a route, decided here by `paths` from probes inside the tunnels; how large its packets are is
@@ -45,6 +45,7 @@ RENEWALS_MAX, RENEWALS_WITHIN_S = 5, 60.0
 """A WireGuard that dies more often than this within this time will not live: then the container ends."""
 ENDING_S = 1.0
 """Between the first command that fails because WireGuard is dying, and its end."""
+CAP_BYTES_MIN = 1_000_000  # an hour; with less not even a name is looked up in time
 
 
 class Settings(NamedTuple):
@@ -55,6 +56,7 @@ class Settings(NamedTuple):
     port: int
     closed: tuple[str, ...]
     has_internet: bool
+    cap_bytes: int
 
 
 def main() -> None:
@@ -92,7 +94,10 @@ def read_settings(environment: dict[str, str]) -> Settings:
     internet = environment.get("CORRAL_MESH_INTERNET", "open")
     if internet not in ("open", "closed"):
         raise Fatal(f"CORRAL_MESH_INTERNET is neither open nor closed: {internet!r}")
-    return Settings(address, network, role, int(mtu), int(port), closed, internet == "open")
+    cap = environment.get("CORRAL_MESH_INTERNET_CAP", "0")
+    if not (cap.isascii() and cap.isdigit() and len(cap) <= 16) or 0 < int(cap) < CAP_BYTES_MIN:
+        raise Fatal(f"CORRAL_MESH_INTERNET_CAP is neither 0 nor at least {CAP_BYTES_MIN} bytes an hour: {cap!r}")
+    return Settings(address, network, role, int(mtu), int(port), closed, internet == "open", int(cap))
 
 
 def load_firewall(settings: Settings) -> None:
@@ -107,6 +112,7 @@ def load_firewall(settings: Settings) -> None:
         relayed_port=settings.port + RELAYED_PORT_STEP,
         closed=settings.closed,
         has_internet=settings.has_internet,
+        cap_bytes=settings.cap_bytes,
     )
     done = run("nft", "-f", "-", given=rules)
     if done.returncode == 0:
@@ -509,12 +515,13 @@ class Mesh:
             self._calling[plane].update(quiet)
 
     def _tell(self, *, is_periodic: bool = False) -> None:
-        """Say who is there and who is reached through a relay, if that changed."""
+        """Say who is there, who is reached through a relay, and whether the internet is slowed, if that changed."""
         relayed = sorted(address for address, planes in self._chosen.items() if planes == ("relayed",))
-        told = (self._handshaken, relayed)
+        told = (self._handshaken, relayed, self._meter.is_slowed)
         if told != self._told or is_periodic:
             self._told, self._reported_at = told, time.monotonic()
-            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=self._meter.told())
+            counted, is_slowed = self._meter.told(), self._meter.is_slowed
+            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=counted, slowed=is_slowed)
 
     def _say_keys(self) -> None:
         keys = {plane: tunnel.public_key for plane, tunnel in self._tunnels.items()}

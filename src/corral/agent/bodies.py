@@ -363,6 +363,7 @@ def _mesh(
             "CORRAL_MESH_PORT": str(mesh_port(spec.node_id)),
             "CORRAL_MESH_CLOSED": ",".join(facts.closed),
             "CORRAL_MESH_INTERNET": "open" if isinstance(spec, NodeSpec) and spec.has_internet else "closed",
+            "CORRAL_MESH_INTERNET_CAP": str(spec.internet_cap_bytes if isinstance(spec, NodeSpec) else 0),
         },
         network=f"container:{container_name(spec.node_id, 'pause')}",
         memory_bytes=MESH_MEMORY_BYTES,

@@ -50,6 +50,7 @@ class Peers(msgspec.Struct, frozen=True, tag="peers"):
     handshaken: Addresses
     relayed: Addresses = ()
     bytes: Traffic = Traffic()
+    slowed: bool = False
 
 
 class Fatal(msgspec.Struct, frozen=True, tag="fatal"):
@@ -89,6 +90,7 @@ class Heard:
     sent_bytes: int = 0
     internet_received_bytes: int = 0
     internet_sent_bytes: int = 0
+    is_slowed: bool = False
     ray_phase: str = ""
     ray_detail: str = ""
     alive: tuple[str, ...] = ()
@@ -115,6 +117,7 @@ def hear(heard: Heard, line: Line) -> Heard:
                 sent_bytes=line.bytes.tx,
                 internet_received_bytes=line.bytes.internet_rx,
                 internet_sent_bytes=line.bytes.internet_tx,
+                is_slowed=line.slowed,
             )
         case Fatal():
             return replace(heard, fatal=line.reason)

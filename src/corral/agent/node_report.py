@@ -57,6 +57,7 @@ def node_report(
         renewed_for=renewed_for,
         internet_received_bytes=mesh.internet_received_bytes,
         internet_sent_bytes=mesh.internet_sent_bytes,
+        is_slowed=mesh.is_slowed,
     )
 
 

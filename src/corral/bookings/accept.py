@@ -92,6 +92,7 @@ def new_line(booking: Booking, quoted: market.QuotedLine, *, slot: int, position
         gpu_memory_bytes=quoted.gpu_memory_bytes,
         rate_uc_per_hour=quoted.rate_uc_per_hour,
         is_head=quoted.is_head,
+        traffic_cap_bytes=quoted.traffic_cap_bytes,
     )
 
 

@@ -91,6 +91,8 @@ class Line:
     gpu_memory_bytes: int
     rate_uc_per_hour: int
     is_head: bool
+    traffic_cap_bytes: int | None = None
+    """What it may have with the internet in an hour, as quoted; None is no cap."""
     from_at: datetime | None = None
     to_at: datetime | None = None
     state: LineState = "active"

@@ -66,6 +66,7 @@ booking_line = Table(
     Column("gpu_memory_bytes", BigInteger, nullable=False),
     Column("rate_uc_per_hour", BigInteger, nullable=False),
     Column("is_head", Boolean, nullable=False),
+    Column("traffic_cap_bytes", BigInteger),
     Column("from_at", Instant),
     Column("to_at", Instant),
     Column("state", Text, nullable=False),

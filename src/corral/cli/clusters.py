@@ -18,6 +18,7 @@ from corral.cli.output import (
     say,
     table,
     traffic,
+    traffic_cap,
     usd,
 )
 from corral.cli.progress import follow_start, phase_rows
@@ -229,11 +230,14 @@ def _put_cluster(found: "Cluster") -> None:
             node.name,
             f"{traffic(node.received_bytes)} in, {traffic(node.sent_bytes)} out",
             f"{traffic(node.internet_received_bytes)} in, {traffic(node.internet_sent_bytes)} out",
+            traffic_cap(node.traffic_cap_bytes) + (", slowed" if node.is_slowed else "")
+            if found.internet
+            else "closed",
             ", ".join(node.relayed) or "-",
         ]
         for node in found.nodes
     ]
-    put("\n" + table(["TRAFFIC OF", "MESH", "INTERNET", "BY RELAY ALONE"], flows))
+    put("\n" + table(["TRAFFIC OF", "MESH", "INTERNET", "CAP", "BY RELAY ALONE"], flows))
     put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
 
 

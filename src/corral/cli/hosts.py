@@ -24,9 +24,10 @@ from corral.cli.output import (
     put_json,
     say,
     table,
+    traffic_cap,
 )
 from corral.cli.session import client
-from corral.cli.wishes import checked_address, checked_bind, checked_name, checked_number, parse_life_s
+from corral.cli.wishes import checked_address, checked_bind, checked_name, checked_number, parse_life_s, parse_traffic
 from corral.core.errors import CorralError
 from corral.core.ids import is_id
 
@@ -215,6 +216,7 @@ def show(host: HostArgument, json: JsonOption = False) -> None:
         ["intent", found.intent],
         ["hardware", _hardware(found)],
         ["free disk", memory(found.disk_free_bytes)],
+        ["internet", f"{traffic_cap(found.traffic_cap_bytes)} per device"],
         ["agent", found.agent_version],
         ["last seen", instant(found.last_seen_at)],
         ["clock", f"{skew} from the control plane's"],
@@ -231,6 +233,23 @@ def show(host: HostArgument, json: JsonOption = False) -> None:
         [check.rule, check.outcome.replace("_", " "), check.value, check.need, check.remedy] for check in found.checks
     ]
     put("\n" + table(["RULE", "OUTCOME", "VALUE", "NEED", "REMEDY"], checks))
+
+
+@app.command("set")
+def set_host(
+    host: HostArgument,
+    cap: Annotated[
+        str,
+        typer.Option("--traffic-cap", metavar="SIZE", help="Internet traffic per device and hour, like 5GB; or none."),
+    ],
+    json: JsonOption = False,
+) -> None:
+    """Change what you offer: a cap on the internet traffic of each device, for bookings from now on."""
+    cap_bytes = parse_traffic(cap)
+    with client() as corral:
+        found = corral.set_traffic_cap(host, cap_bytes)
+    shown = traffic_cap(found.traffic_cap_bytes)
+    _tell(found, f"internet traffic of each device of {found.name}: {shown}; what is booked keeps what was quoted")
 
 
 @app.command("pause")

@@ -20,6 +20,7 @@ from corral.cli.output import (
     require_somebody,
     say,
     table,
+    traffic_cap,
     usd,
 )
 from corral.cli.progress import follow_start
@@ -47,14 +48,15 @@ def offers(json: JsonOption = False) -> None:
             number(offer.cores),
             memory(offer.memory_bytes),
             memory(offer.gpu_memory_bytes) if offer.gpu_memory_bytes else "-",
+            traffic_cap(offer.traffic_cap_bytes),
             usd(offer.rate_uc_per_hour),
             offer.provider + (" (development)" if offer.development else ""),
         ]
         for offer in sorted(found.offers, key=lambda offer: (offer.kind != "gpu", offer.rate_uc_per_hour))
     ]
-    headers = ["MODEL", "KIND", "FREE", "HOSTS", "MOST/HOST", "CORES", "MEMORY", "GPU MEMORY", "PER HOUR", "PROVIDER"]
-    put(table(headers, rows, right=headers[2:9]))
-    say(f"as of {instant(found.as_of)}; memory, cores and price are those of one device")
+    counts = ["FREE", "HOSTS", "MOST/HOST", "CORES", "MEMORY", "GPU MEMORY", "INTERNET", "PER HOUR"]
+    put(table(["MODEL", "KIND", *counts, "PROVIDER"], rows, right=counts))
+    say(f"as of {instant(found.as_of)}; memory, cores, internet and price are those of one device")
 
 
 def up(
@@ -117,18 +119,19 @@ def _show_plan(quote: "Quote", hours: WholeHours, duration: str) -> None:
             line.model,
             number(line.cores),
             memory(line.memory_bytes),
+            traffic_cap(line.traffic_cap_bytes),
             usd(line.rate_uc_per_hour),
             "head" if line.is_head else "worker",
         ]
         for line in quote.lines
     ]
-    headers = ["HOST", "PROVIDER", "DEVICE", "CORES", "MEMORY", "PER HOUR", "ROLE"]
+    headers = ["HOST", "PROVIDER", "DEVICE", "CORES", "MEMORY", "INTERNET", "PER HOUR", "ROLE"]
     rounded = f" ({duration} rounded up: hire is by the whole hour)" if hours.is_rounded else ""
     providers = sorted({line.provider for line in quote.lines})
     fee = f"{quote.fee_basis_points / 100:g} %"
     say(f"plan for cluster {quote.name}:")
     say()
-    say(table(headers, rows, right=["CORES", "MEMORY", "PER HOUR"]))
+    say(table(headers, rows, right=["CORES", "MEMORY", "INTERNET", "PER HOUR"]))
     say()
     say(f"rate       {usd(quote.rate_uc_per_hour)} an hour, {fee} of it the network's fee")
     say(f"total      at most {usd(quote.total_uc)} for {quote.hours} h{rounded}")

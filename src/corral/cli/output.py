@@ -196,6 +196,11 @@ def traffic(count: int) -> str:
     return f"{round(size, 1):g} TB"
 
 
+def traffic_cap(cap_bytes: int | None) -> str:
+    """What may pass to and from the internet: `5 GB/h`, or `no cap`."""
+    return "no cap" if cap_bytes is None else f"{traffic(cap_bytes)}/h"
+
+
 def number(value: float) -> str:
     """A count of cores, without needless digits: `0.4`, `8`."""
     return f"{value:g}"

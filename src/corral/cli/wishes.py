@@ -12,6 +12,8 @@ GPUS_MAX = 100_000
 """As many as the control plane lets one wish name."""
 
 _DURATION = re.compile(r"^(?:(\d{1,5})d)?(?:(\d{1,6})h)?(?:(\d{1,7})m)?$")
+_TRAFFIC = re.compile(r"^([0-9]{1,6}(?:\.[0-9]{1,3})?) ?(mb|gb|tb)$")
+_TRAFFIC_UNITS = {"mb": 10**6, "gb": 10**9, "tb": 10**12}
 _GPU = re.compile(r"^([A-Za-z0-9][A-Za-z0-9 ._/+-]{0,78}?)(?::(\d{1,6}))?$")
 
 
@@ -85,6 +87,22 @@ def parse_gpu(text: str) -> tuple[str, int]:
     if count > GPUS_MAX:
         raise UsageProblem(f"{text!r} names more GPUs than one cluster can have", hint=f"at most {GPUS_MAX} in all")
     return match.group(1), count
+
+
+def parse_traffic(text: str) -> int | None:
+    """
+    Bytes of `5GB`, `500 MB` or `1.5TB`, decimal as networks are measured; None for `none`.
+
+    Raises:
+        UsageProblem: it is neither.
+    """
+    stripped = text.strip().lower()
+    if stripped == "none":
+        return None
+    match = _TRAFFIC.match(stripped)
+    if match is None:
+        raise UsageProblem(f"{text!r} is no amount of traffic", hint="write it like 5GB or 500MB, or none for no cap")
+    return round(float(match.group(1)) * _TRAFFIC_UNITS[match.group(2)])
 
 
 def checked_name(name: str) -> str:

@@ -122,6 +122,7 @@ class ClusterSource:
             ),
             stop_after=stop_after,
             has_internet=row.internet,
+            internet_cap_bytes=row.traffic_cap_bytes or 0,
         )
 
     def _ray_token(self, cluster_id: ClusterId) -> str:

@@ -14,6 +14,7 @@ from corral.clusters.sizes import RaySize
 from corral.clusters.snapshot import Limits, NodeView, PhaseView, Snapshot
 from corral.clusters.states import OVER, ClusterState, NodeEnd, check_transition
 from corral.clusters.tables import cluster, cluster_history, node, node_line, phase, ticket, web_session
+from corral.clusters.traffic import cap_of
 from corral.core.ids import BookingId, ClusterId, HostId, LineId, NodeId, PersonId
 from corral.platform.database import Tx
 from corral.platform.nudges import notify
@@ -113,6 +114,7 @@ async def add_node(
             num_cpus=size.num_cpus,
             num_gpus=size.num_gpus,
             object_store_bytes=size.object_store_bytes,
+            traffic_cap_bytes=cap_of(line.traffic_cap_bytes for line in lines),
             replaces=replaces,
             created_at=now,
         )

@@ -67,6 +67,7 @@ node = Table(
     Column("num_cpus", Integer, nullable=False),
     Column("num_gpus", Integer, nullable=False),
     Column("object_store_bytes", BigInteger, nullable=False),
+    Column("traffic_cap_bytes", BigInteger),
     Column("replaces", Text, ForeignKey("node.id")),
     Column("created_at", Instant, nullable=False),
     Column("report", Document),

@@ -1,5 +1,6 @@
 """The traffic of a node in all, from counters that begin anew when its network namespace does."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 COUNT_MAX = 2**62
@@ -14,6 +15,12 @@ class Counts(NamedTuple):
     sent_bytes: int = 0
     internet_received_bytes: int = 0
     internet_sent_bytes: int = 0
+
+
+def cap_of(caps: Iterable[int | None]) -> int | None:
+    """What a node may have with the internet in an hour: the sum of its devices' caps; None if one of them has none."""
+    known = list(caps)
+    return None if not known or None in known else sum(cap for cap in known if cap is not None)
 
 
 def total_after(total: Counts, last: Counts, said: Counts) -> Counts:

@@ -121,6 +121,8 @@ async def _nodes(tx: Tx, rows: Any, lines: list[bookings.Line]) -> list[api.Node
                 internet_received_bytes=row.internet_received_bytes,
                 internet_sent_bytes=row.internet_sent_bytes,
                 relayed=_relayed(row, report, members),
+                traffic_cap_bytes=row.traffic_cap_bytes,
+                is_slowed=report is not None and report.is_slowed and row.removed_at is None,
             )
         )
     return shown

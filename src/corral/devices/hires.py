@@ -35,6 +35,8 @@ class RentableDevice:
     gpu_memory_bytes: int
     development: bool
     engine_id: str
+    traffic_cap_bytes: int | None
+    """With the internet in an hour; None is no cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ async def rentable(tx: Tx, now: datetime, *, offline_after_s: float) -> list[Ren
             gpu_memory_bytes=row.gpu_memory_bytes,
             development=row.development,
             engine_id=row.engine_id,
+            traffic_cap_bytes=row.traffic_cap_bytes,
         )
         for row in rows
     ]
@@ -236,6 +239,7 @@ def _idle(now: datetime, offline_after_s: float) -> sa.Select[*tuple[Any, ...]]:
             host.c.provider_id,
             host.c.development,
             host.c.engine_id,
+            host.c.traffic_cap_bytes,
         )
         .join(host, host.c.id == device.c.host_id)
         .join(host_presence, host_presence.c.host_id == host.c.id)

@@ -45,6 +45,8 @@ class Host:
     last_seen_at: datetime | None
     created_at: datetime
     left_at: datetime | None
+    traffic_cap_bytes: int | None = None
+    """What each device may have with the internet in an hour; None is no cap."""
 
     @property
     def reachable_at(self) -> str:
@@ -180,6 +182,15 @@ async def set_intent(tx: Tx, host_id: HostId, wanted: Intent) -> Intent:
     return wanted
 
 
+async def set_traffic_cap(tx: Tx, host_id: HostId, cap_bytes: int | None) -> None:
+    """
+    Changes what each device of a host may have with the internet in an hour; None is no cap.
+
+    It is part of what is offered, as the rate is: what is booked already keeps the cap that was quoted.
+    """
+    await tx.execute(sa.update(host).where(host.c.id == host_id).values(traffic_cap_bytes=cap_bytes))
+
+
 async def let_leave(tx: Tx, now: datetime, *, silent_since: datetime) -> list[HostId]:
     """
     Lets draining hosts leave on which nothing is hired any more.
@@ -291,4 +302,5 @@ def _host(row: Any) -> Host:
         last_seen_at=row.last_seen_at,
         created_at=row.created_at,
         left_at=row.left_at,
+        traffic_cap_bytes=row.traffic_cap_bytes,
     )

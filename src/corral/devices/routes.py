@@ -8,7 +8,7 @@ from corral.devices.agent_routes import desk_of
 from corral.devices.desk import AgentDesk
 from corral.devices.enrol import make_join_token
 from corral.devices.hires import open_hires
-from corral.devices.hosts import Host, devices_of, host_of, hosts_of, set_intent
+from corral.devices.hosts import Host, devices_of, host_of, hosts_of, set_intent, set_traffic_cap
 from corral.devices.state import Intent
 from corral.devices.views import host_view
 from corral.identity import CallerDep, require_operator
@@ -77,6 +77,17 @@ async def change_intent(
     async with platform.database.transaction() as tx:
         host = await host_of(tx, caller.person_id, name_or_id)
         await set_intent(tx, host.host_id, wanted)
+        return (await _views(tx, desk, [await host_of(tx, caller.person_id, host.host_id)]))[0]
+
+
+@router.put("/{name_or_id}/traffic-cap")
+async def change_traffic_cap(
+    name_or_id: str, body: api.TrafficCapRequest, caller: CallerDep, platform: PlatformDep, desk: DeskDep
+) -> api.Host:
+    """Caps what each device of a host may have with the internet in an hour, for bookings from now on."""
+    async with platform.database.transaction() as tx:
+        host = await host_of(tx, caller.person_id, name_or_id)
+        await set_traffic_cap(tx, host.host_id, body.traffic_cap_bytes)
         return (await _views(tx, desk, [await host_of(tx, caller.person_id, host.host_id)]))[0]
 
 

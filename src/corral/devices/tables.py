@@ -64,11 +64,13 @@ host = Table(
     Column("observed_address", Text, nullable=False, server_default=text("''")),
     Column("gateway_address", Text, nullable=False, server_default=text("''")),
     Column("clock_skew_s", Real),
+    Column("traffic_cap_bytes", BigInteger),
     Column("created_at", Instant, nullable=False),
     Column("left_at", Instant),
     CheckConstraint("intent IN ('active','paused','draining','left')", name="intent"),
     CheckConstraint("health IN ('checking','ok','failed')", name="health"),
     CheckConstraint("role IN ('host','gateway','relay')", name="role"),
+    CheckConstraint("traffic_cap_bytes > 0", name="traffic_cap_positive"),
     Index(
         "uq_host_identity", "machine_id", "engine_id", "slice", unique=True, postgresql_where=text("left_at IS NULL")
     ),

@@ -48,6 +48,7 @@ def host_view(
         cores=hardware.cpu.cores if hardware else 0.0,
         memory_bytes=hardware.memory_bytes if hardware else 0,
         disk_free_bytes=hardware.disk_free_bytes if hardware else 0,
+        traffic_cap_bytes=host.traffic_cap_bytes,
         gpus=[gpu.model for gpu in hardware.gpus] if hardware else [],
         devices=[_device_view(device, hires, offered=offered) for device in shown],
         checks=[

@@ -11,14 +11,15 @@ from corral.wire.api import Offer, Offers, UnavailableDevices
 
 def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -> Offers:
     """
-    What can be rented at `now`, cheapest first. A row is of one model, provider, rate and share of the host.
+    What can be rented at `now`, cheapest first. A row is of one model, provider, rate, share of the
+    host and cap.
 
     Every device is either counted in an offer or, with the reason, among the unavailable.
     """
     groups: defaultdict[tuple[object, ...], list[QuotedLine]] = defaultdict(list)
     lines = priced(devices, prices)
     for line in lines:
-        share = (line.cores, line.memory_bytes, line.gpu_memory_bytes)
+        share = (line.cores, line.memory_bytes, line.gpu_memory_bytes, line.traffic_cap_bytes)
         key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, line.development, share)
         groups[key].append(line)
     offers = [_offer(group) for group in groups.values()]
@@ -47,4 +48,5 @@ def _offer(group: list[QuotedLine]) -> Offer:
         gpu_memory_bytes=first.gpu_memory_bytes,
         provider=first.provider_name,
         development=first.development,
+        traffic_cap_bytes=first.traffic_cap_bytes,
     )

@@ -7,6 +7,7 @@ the node with the most memory, then the most cores, then the smallest host id: R
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ class Rentable(Protocol):
     def gpu_memory_bytes(self) -> int: ...
     @property
     def development(self) -> bool: ...
+    @property
+    def traffic_cap_bytes(self) -> int | None: ...
 
 
 class Counted(Protocol):
@@ -78,6 +81,8 @@ class LikeLine(Protocol):
     def rate_uc_per_hour(self) -> int: ...
     @property
     def is_head(self) -> bool: ...
+    @property
+    def traffic_cap_bytes(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,8 @@ class QuotedLine:
     rate_uc_per_hour: int
     development: bool
     """A shared machine: that the device is exclusively the renter's is not proven."""
+    traffic_cap_bytes: int | None
+    """What it may have with the internet in an hour, by its provider's will; None is no cap."""
     is_head: bool = False
     """True for every line of the head's host."""
 
@@ -165,6 +172,7 @@ def priced(devices: Collection[Rentable], prices: Prices) -> list[QuotedLine]:
                 gpu_memory_bytes=device.gpu_memory_bytes,
                 rate_uc_per_hour=rate,
                 development=device.development,
+                traffic_cap_bytes=device.traffic_cap_bytes,
             )
         )
     return lines
@@ -206,8 +214,8 @@ def place_replacement(
     """
     Devices of one other host for all lines of a lost node, each at no higher rate; in the order of `needed`.
 
-    A GPU is replaced by the same model, a CPU slice by one with no fewer cores and no less memory. The cheapest host
-    wins.
+    A GPU is replaced by the same model, a CPU slice by one with no fewer cores and no less memory, neither by one with
+    a tighter cap on the internet. The cheapest host wins.
     """
     found: list[tuple[int, HostId, tuple[QuotedLine, ...]]] = []
     for host_id, lines in _by_host(priced(devices, prices)).items():
@@ -327,6 +335,8 @@ def _match(needed: Sequence[LikeLine], lines: list[QuotedLine]) -> tuple[QuotedL
 
 def _replaces(line: QuotedLine, need: LikeLine) -> bool:
     if line.kind != need.kind or line.rate_uc_per_hour > need.rate_uc_per_hour:
+        return False
+    if line.traffic_cap_bytes is not None and line.traffic_cap_bytes < (need.traffic_cap_bytes or math.inf):
         return False
     if line.kind == "gpu":
         return line.model == need.model

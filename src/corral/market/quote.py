@@ -55,6 +55,7 @@ def shown_quote(quote: Quote) -> api.Quote:
                 rate_uc_per_hour=line.rate_uc_per_hour,
                 development=line.development,
                 is_head=line.is_head,
+                traffic_cap_bytes=line.traffic_cap_bytes,
             )
             for line in quote.lines
         ],

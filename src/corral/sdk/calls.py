@@ -242,6 +242,13 @@ def set_intent(name_or_id: str, intent: Literal["active", "paused", "left"]) -> 
     return Call(method="PUT", path=path, read=_model(api.Host), body=_json(request), is_repeatable=True)
 
 
+def set_traffic_cap(name_or_id: str, cap_bytes: int | None) -> Call[api.Host]:
+    path = f"{_host_path(name_or_id)}/traffic-cap"
+    with _request():
+        body = api.TrafficCapRequest(traffic_cap_bytes=cap_bytes).model_dump_json().encode()
+    return Call(method="PUT", path=path, read=_model(api.Host), body=body, is_repeatable=True)
+
+
 def _host_path(name_or_id: str) -> str:
     return f"/v1/hosts/{_checked(name_or_id, kind='host', hint='`corral host list`')}"
 

@@ -159,6 +159,10 @@ class Client:
         """What the provider wants of the host: to be rented out, to rest, or to leave once nothing runs on it."""
         return self._run(calls.set_intent(name_or_id, intent))
 
+    def set_traffic_cap(self, name_or_id: str, cap_bytes: int | None) -> api.Host:
+        """What each device of the host may have with the internet in an hour, in later bookings; None is no cap."""
+        return self._run(calls.set_traffic_cap(name_or_id, cap_bytes))
+
     # --- market ---
 
     def offers(self) -> api.Offers:
@@ -392,6 +396,10 @@ class AsyncClient:
     async def set_intent(self, name_or_id: str, intent: Literal["active", "paused", "left"]) -> api.Host:
         """What the provider wants of the host: to be rented out, to rest, or to leave once nothing runs on it."""
         return await self._run(calls.set_intent(name_or_id, intent))
+
+    async def set_traffic_cap(self, name_or_id: str, cap_bytes: int | None) -> api.Host:
+        """What each device of the host may have with the internet in an hour, in later bookings; None is no cap."""
+        return await self._run(calls.set_traffic_cap(name_or_id, cap_bytes))
 
     async def offers(self) -> api.Offers:
         """What can be rented at this moment."""

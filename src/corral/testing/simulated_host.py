@@ -140,6 +140,8 @@ class SimulatedHost:
         """Relays: by node, where it sees that node's direct plane."""
         self.reaches_by_relay = False
         """Whether its nodes reach all others through a relay alone."""
+        self.has_used_its_cap = False
+        """Whether its nodes have used up what they may have with the internet."""
         self.is_down = False
         self.loss = 0.0
         """Share of exchanges whose report or reply is lost."""
@@ -338,6 +340,7 @@ class SimulatedHost:
             "lan": self.lan if has_key else (),
             "roster_serial": node.serial,
             "handshaken": peers,
+            "is_slowed": self.has_used_its_cap,
             "relayed": peers if self.reaches_by_relay else (),
             "received_bytes": node.steps * 1000,
             "sent_bytes": node.steps * 500,

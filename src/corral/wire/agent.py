@@ -199,6 +199,8 @@ class NodeReport(Said, frozen=True):
     internet_received_bytes: Size = 0
     """Of the internet, counted likewise."""
     internet_sent_bytes: Size = 0
+    is_slowed: bool = False
+    """Whether it has used up its internet cap, and goes on slowly."""
 
     def counts(self) -> tuple[int, int, int, int]:
         """Bytes: received and sent in the mesh, received and sent on the internet. All 0: nothing is known yet."""
@@ -295,6 +297,8 @@ class NodeSpec(Message, frozen=True):
     """The node ends itself at this instant, whether or not the control plane can be reached."""
     has_internet: bool = True
     """Whether its workload may reach the internet; never more than the host's firewall lets it."""
+    internet_cap_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    """What its workload may have with the internet in an hour, both ways together; 0 is no cap."""
 
 
 class LeafSpec(Message, frozen=True):

@@ -15,6 +15,9 @@ from corral.core.money import AMOUNT_UC_MAX
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
+TrafficCap = Annotated[int, Field(ge=10**8, le=10**12)]
+"""Bytes an hour: from 100 MB to 1 TB."""
+CAP_DESCRIPTION = "what a device may have with the internet in an hour, both ways together; null: no cap"
 Hours = Annotated[int, Field(ge=1, le=8760)]
 
 
@@ -188,10 +191,15 @@ class Host(Answer):
     gpus: list[str]
     devices: list[Device]
     checks: list[HostCheck]
+    traffic_cap_bytes: int | None = Field(default=None, description=CAP_DESCRIPTION)
 
 
 class IntentRequest(Request):
     intent: Literal["active", "paused", "left"] = Field(description="`left` drains first")
+
+
+class TrafficCapRequest(Request):
+    traffic_cap_bytes: TrafficCap | None = Field(description="per device and hour, both ways together; null: no cap")
 
 
 # --- market -------------------------------------------------------------------------------------------------------
@@ -211,6 +219,7 @@ class Offer(Answer):
     gpu_memory_bytes: int
     provider: str
     development: bool
+    traffic_cap_bytes: int | None = Field(default=None, description=CAP_DESCRIPTION)
 
 
 class UnavailableDevices(Answer):
@@ -254,6 +263,7 @@ class QuoteLine(Answer):
     rate_uc_per_hour: int
     development: bool = Field(description="shared machine, exclusivity not proven")
     is_head: bool
+    traffic_cap_bytes: int | None = Field(default=None, description=CAP_DESCRIPTION)
 
 
 class Quote(Answer):
@@ -307,6 +317,10 @@ class Node(Answer):
     internet_received_bytes: int = Field(default=0, description="what its workload has received from the internet")
     internet_sent_bytes: int = 0
     relayed: list[str] = Field(default=[], description="names of the members that it reaches through a relay alone")
+    traffic_cap_bytes: int | None = Field(
+        default=None, description="what it may have with the internet in an hour, by its devices; null: no cap"
+    )
+    is_slowed: bool = Field(default=False, description="in the last minute it had used up its cap: it goes on slowly")
 
 
 class Cluster(Answer):

@@ -40,7 +40,11 @@ def golden_cases() -> dict[str, dict[str, Any]]:
     return {
         "cpu": {**node_bodies(a_node(), facts(), revision=REVISION)},
         "cpu-no-internet": {
-            **node_bodies(msgspec.structs.replace(a_node(), has_internet=False), facts(), revision=REVISION)
+            **node_bodies(
+                msgspec.structs.replace(a_node(), has_internet=False, internet_cap_bytes=10**9),
+                facts(),
+                revision=REVISION,
+            )
         },
         "nvidia": {**node_bodies(a_node(devices=gpu_keys), facts(NVIDIA), revision=REVISION)},
         "amd": {**node_bodies(a_node(devices=(AMD[1].offer.key,)), facts(AMD), revision=REVISION)},
