@@ -30,6 +30,23 @@ while waiting and time.monotonic() < deadline:
 print(json.dumps(found))
 """
 
+# Prints which UDP ports of a host answer anything at all, be it that nobody listens there.
+SCAN_UDP = """
+import json, select, socket, sys, time
+host, ports = sys.argv[1], json.loads(sys.argv[2])
+poll, sockets, found = select.poll(), {}, []
+for port in ports:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setblocking(False); s.connect((host, port))
+    sockets[s.fileno()] = (s, port); poll.register(s, select.POLLIN)
+    s.send(bytes([1, 0, 0, 0]) + bytes(144))  # as long as WireGuard's first message, and of its type
+deadline = time.monotonic() + 2
+while sockets and time.monotonic() < deadline:
+    for fd, _ in poll.poll(100):
+        s, port = sockets.pop(fd); poll.unregister(fd); found.append(port); s.close()
+print(json.dumps(sorted(found)))
+"""
+UDP_PORTS = [*range(51815, 51825), *range(11000, 11010), 6379]
+
 CONNECT = """
 import socket, sys
 try:
@@ -88,6 +105,13 @@ def wait_until_listening(part: Part, host: str, port: int) -> None:
 def scan(part: Part, host: str) -> list[int]:
     """Open ports of `host` among those that Ray uses, seen from `part`."""
     status, text = part.run("python3", "-c", SCAN, host, json.dumps([*PINNED_PORTS, *WORKER_PORTS]))
+    assert status == 0, text
+    return json.loads(text)
+
+
+def scan_udp(part: Part, host: str) -> list[int]:
+    """UDP ports of `host` that answer, seen from `part`."""
+    status, text = part.run("python3", "-c", SCAN_UDP, host, json.dumps(UDP_PORTS))
     assert status == 0, text
     return json.loads(text)
 
@@ -158,6 +182,40 @@ def test_neighbour_on_the_bridge_finds_every_port_closed(cluster: Cluster, neigh
         found = scan(neighbour, bridge_address(head.pause))
     assert {6379, 6380, 6381} <= set(found)
     assert scan(neighbour, bridge_address(head.pause)) == []
+
+
+def test_wireguard_is_all_that_hears_the_bridge_and_it_is_silent(cluster: Cluster, neighbour: Part) -> None:
+    """Nobody outside can tell a node's ports apart, or that there is a node at all."""
+    for member in (cluster.nodes[0], cluster.leaf):
+        assert scan_udp(neighbour, bridge_address(member.pause)) == []
+    head = cluster.nodes[0]
+    with OpenedFirewall(head, "node"):
+        found = scan_udp(neighbour, bridge_address(head.pause))
+    assert found, "without the rules, ports at which nobody listens say so"
+    assert not {51820, 51821} & set(found), "WireGuard answers no stranger, with or without rules"
+
+
+def test_node_of_another_cluster_with_the_same_network_finds_nothing(lab: Lab, cluster: Cluster) -> None:
+    """Two clusters on one engine may share addresses. What keeps them apart are the rules at both ends, each alone."""
+    head, worker = cluster.nodes[0], cluster.nodes[1].work
+    assert worker is not None
+    pause = lab.pause("stranger-pause")
+    mesh = lab.mesh("stranger-mesh", pause, cluster.nodes[1].address)
+    stranger = Member(cluster.nodes[1].address, pause, mesh, None, mesh.keys())
+    mesh.send({"type": "roster", "serial": 1, "peers": []})
+    mesh.wait_type("configured")
+    ray = {6379, 6380, 6381}
+    assert ray <= set(scan(worker, head.address)), "a member reaches it"
+    assert scan(mesh, head.address) == [], "in another mesh nobody has that address"
+    target = bridge_address(head.pause)
+    assert scan(mesh, target) == []
+    with OpenedFirewall(stranger, "node"):
+        assert scan(mesh, target) == []
+        assert scan(mesh, head.address) == []
+        with OpenedFirewall(head, "node"):
+            assert ray <= set(scan(mesh, target))
+    with OpenedFirewall(head, "node"):
+        assert scan(mesh, target) == []
 
 
 def test_workload_reaches_no_private_address_outside_the_mesh(cluster: Cluster, neighbour: Part) -> None:

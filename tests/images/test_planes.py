@@ -59,9 +59,11 @@ class Trio:
 
     def reaches(self, n: int, address: str) -> bool:
         """Whether a datagram of one member comes back from another's data address."""
-        return self.meshes[n].run("python3", "-c", ECHO, MEMBERS[n], address)[1] == "echo"
+        return echoes(self.meshes[n], MEMBERS[n], address)
 
 
+PINS = {"direct": ("10.128.16.1", "10.128.16.2"), "relayed": ("10.128.32.1", "10.128.32.2")}
+"""Addresses of the two nodes that are reached over one plane only."""
 SERVE = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 7000))
@@ -70,7 +72,7 @@ while True: s.sendto(*s.recvfrom(64))
 ECHO = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((sys.argv[1], 0)); s.settimeout(0.5)
-for _ in range(40):
+for _ in range(int(sys.argv[3])):
     s.sendto(b"echo", (sys.argv[2], 7000))
     try: print(s.recv(64).decode()); break
     except TimeoutError: pass
@@ -93,6 +95,11 @@ for _ in range(100):
 s.settimeout(30); s.sendall(bytes(4_000_000)); s.shutdown(socket.SHUT_WR)
 print(s.recv(64).decode())
 """
+
+
+def echoes(mesh: Part, own: str, address: str, *, tries: int = 40) -> bool:
+    """Whether a datagram from the address `own` of a member comes back from `address`; half a second for each try."""
+    return mesh.run("python3", "-c", ECHO, own, address, str(tries))[1] == "echo"
 
 
 @pytest.fixture
@@ -223,3 +230,51 @@ def test_a_roster_without_relays_takes_the_relayed_plane_away(trio: Trio) -> Non
     assert trio.meshes[0].run("wg", "show", "wgr", "peers")[1] == ""
     assert len(trio.meshes[0].run("wg", "show", "wgd", "peers")[1].splitlines()) == 2
     assert trio.meshes[0].run("ip", "route", "show", "dev", "wgr")[1].count("\n") == 0
+
+
+def test_removed_member_is_cut_off_on_both_planes(trio: Trio) -> None:
+    """It was not asked and keeps its keys, its peers and its mailbox; those who applied the roster hear it no more."""
+    trio.tell(1)
+    for n, address in enumerate(MEMBERS):
+        trio.meshes[n].wait_type("peers", handshaken=[one for one in MEMBERS if one != address])
+    for plane in PINS.values():
+        trio.meshes[0].spawn("python3", "-c", SERVE, plane[0])
+        assert echoes(trio.meshes[1], plane[1], plane[0])
+    left = {address: mesh.keys() for address, mesh in zip(MEMBERS, trio.meshes, strict=True) if address != THERE}
+    endpoints: dict[str, str | None] = {
+        HERE: f"{bridge_address(trio.pauses[0])}:51820",
+        LEAF: f"{bridge_address(trio.pauses[2])}:51820",
+    }
+    for n in (0, 2):
+        relays = [trio.endpoint(relay, n) for relay in range(RELAYS)]
+        trio.meshes[n].send(roster(2, left, endpoints, own=MEMBERS[n], relays=relays, passive=[LEAF]))
+        trio.meshes[n].wait_type("configured", serial=2)
+    for plane in PINS.values():
+        assert not echoes(trio.meshes[1], plane[1], plane[0], tries=4)
+        assert echoes(trio.meshes[0], plane[0], plane[0], tries=4), "it still serves"
+    assert not echoes(trio.meshes[1], THERE, HERE, tries=4)
+
+
+def test_stranger_at_the_same_relay_reaches_nobody(lab: Lab, trio: Trio) -> None:
+    """Who knows a member's key and the relay's ports, but is of another cluster, is heard by neither end."""
+    trio.tell(1)
+    for n, address in enumerate(MEMBERS):
+        trio.meshes[n].wait_type("peers", handshaken=[one for one in MEMBERS if one != address])
+    trio.meshes[0].spawn("python3", "-c", SERVE, PINS["relayed"][0])
+    assert echoes(trio.meshes[1], PINS["relayed"][1], PINS["relayed"][0])
+    stranger, own = lab.mesh("foreign-mesh", lab.pause("foreign-pause"), "10.128.0.9"), "10.128.0.9"
+    keys = {HERE: trio.meshes[0].keys(), own: stranger.keys()}
+    box = Mailbox.from_base64(node_id="no_9", cluster_id="two", port=41040, public_key=keys[own].relayed)
+    assert trio.relays[0].set_mailboxes([*trio.boxes[0], box]) == []
+    mine = f"{trio.bridge_ip}:41040"
+    nowhere: dict[str, str | None] = {HERE: None, own: None}
+    for serial, mailbox in enumerate((mine, trio.endpoint(0, 0)), start=1):
+        stranger.send(roster(serial, keys, nowhere, own=own, relays=[mailbox]))
+        stranger.wait_type("configured", serial=serial)
+        assert not echoes(stranger, "10.128.32.9", PINS["relayed"][0], tries=6)
+    # Only that the relay and the member do not take it for one of theirs stood in the way.
+    box = Mailbox.from_base64(node_id="no_9", cluster_id="one", port=41040, public_key=keys[own].relayed)
+    assert trio.relays[0].set_mailboxes([*trio.boxes[0], box]) == []
+    trio.meshes[0].send(roster(2, keys, nowhere, own=HERE, relays=[trio.endpoint(0, 0)]))
+    stranger.send(roster(3, keys, nowhere, own=own, relays=[mine]))
+    assert echoes(stranger, "10.128.32.9", PINS["relayed"][0])
