@@ -189,6 +189,20 @@ def test_node_without_internet_lets_out_what_is_marked_and_nothing_else(has_inte
     assert (text == firewall.rules("node", port=51820, relayed_port=51821)) is has_internet
 
 
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "168.63.129.16", "100.100.100.200", "192.0.0.192", "172.17.0.1", "10.0.0.2"]
+)
+def test_metadata_services_and_private_addresses_are_closed_to_workloads(address: str) -> None:
+    """Of Amazon, Google, Microsoft, Alibaba and Oracle: they tell whoever is on a machine its secrets."""
+    text = firewall.rules("node", port=51820, relayed_port=51821, closed=("203.0.113.7", address))
+    [line] = [line for line in text.splitlines() if "ip daddr" in line]
+    networks = [IPv4Network(one) for one in line[line.index("{") + 1 : line.index("}")].replace(" ", "").split(",")]
+    assert sum(IPv4Address(address) in network for network in networks) == 1, "closed, and named once"
+    assert IPv4Address("203.0.113.7") in networks[-1]
+    out = text[text.index("hook output") :]
+    assert out.index("ip daddr") < out.index("internet_sent accept"), "before the internet is opened"
+
+
 @given(st.integers(mesh.CAP_BYTES_MIN, 2**53))
 def test_no_hour_has_more_than_its_cap_and_something_always_flows(cap: int) -> None:
     """Whatever was saved up, and whenever the hour begins; up to what the packet filter can count, it is no less."""

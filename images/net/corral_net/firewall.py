@@ -27,6 +27,7 @@ CLOSED_NETWORKS = (
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
+    "168.63.129.16/32",  # Azure's host agent: a public address that only the machine itself reaches, with its secrets
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.0.0.0/24",
