@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from members import free_ports
 
 from corral.agent.control_plane import ControlPlaneUnreachable, ServerTime
@@ -19,6 +21,7 @@ from corral.testing.ids import numbered_id
 from corral.wire.agent import Desired, MailboxSpec, Report, Revision
 
 WITHIN_S = 20
+RELAY_ID = numbered_id("ho", 1)
 
 
 class Desk:
@@ -28,12 +31,15 @@ class Desk:
         self.desired = desired
         self.reports: list[Report] = []
         self.heard = asyncio.Event()
+        self.heard_gauge = asyncio.Event()
 
     async def exchange(self, report: Report) -> Desired | None:
         """Takes a report; holds what brings no news."""
         if self.desired is None:
             raise ControlPlaneUnreachable("nobody is there")
         self.reports.append(report)
+        if report.relay is not None and report.relay.gauge_port:
+            self.heard_gauge.set()
         if report.seen >= self.desired.revision:
             self.heard.set()
             await asyncio.Event().wait()
@@ -59,8 +65,12 @@ def desired(*ports: int) -> Desired:
 async def running(folder: Path, desk: Any, ports: list[int]) -> AsyncIterator[service.RelayService]:
     """A relay on loopback, until the end of the block."""
     clock = SystemClock()
-    options = service.RelayOptions(data_dir=folder, bind="127.0.0.1", port_first=min(ports), port_count=100)
-    made = service.RelayService(options, desk, clock, ServerTime(clock))
+    options = service.RelayOptions(
+        data_dir=folder, bind="127.0.0.1", port_first=min(ports), port_count=100, gauge_port=0
+    )
+    made = service.RelayService(
+        options, desk, clock, ServerTime(clock), host_id=RELAY_ID, key=Ed25519PrivateKey.generate()
+    )
     task = asyncio.create_task(made.run())
     try:
         with made.relay:
@@ -92,6 +102,20 @@ async def test_it_serves_what_it_is_told_and_says_what_it_is(tmp_path: Path) -> 
         assert base64.b64decode(said.observer_key) == made.relay.observer_key
 
 
+async def test_it_measures_hosts_once_it_was_told_with_which_key(tmp_path: Path) -> None:
+    """The port is in its reports from then on; before, no host is sent to it."""
+    ports = free_ports(1, "127.0.0.1")
+    desk = Desk(msgspec.structs.replace(desired(*ports), gauge_key=base64.b64encode(bytes(32)).decode()))
+    async with running(tmp_path, desk, ports) as made, asyncio.timeout(WITHIN_S):
+        await desk.heard_gauge.wait()
+        said = desk.reports[-1].relay
+        assert said is not None
+        assert said.gauge_port == made.gauge.port
+        first = desk.reports[0].relay
+        assert first is not None
+        assert first.gauge_port == 0
+
+
 async def test_without_a_control_plane_it_goes_on_with_what_it_was_told_last(tmp_path: Path) -> None:
     """Members behind NAT would lose each other otherwise when relay and control plane restart together."""
     ports = free_ports(2, "127.0.0.1")
@@ -120,6 +144,8 @@ async def test_a_damaged_record_counts_as_none(tmp_path: Path) -> None:
         ({"port_first": 80}, "1024"),
         ({"port_first": 65000, "port_count": 1000}, "65535"),
         ({"port_count": 0}, "not within"),
+        ({"gauge_port": 41007}, "--gauge-port"),
+        ({"gauge_port": 80}, "--gauge-port"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_is_opened(

@@ -73,8 +73,8 @@ class Records:
         return self._read(DESIRED, Desired)
 
     def keep_desired(self, desired: Desired) -> None:
-        """Replaces the last desired state; its secrets are left out."""
-        self._keep(DESIRED, msgspec.json.encode(msgspec.structs.replace(desired, secrets={})))
+        """Replaces the last desired state; its secrets and permits are left out."""
+        self._keep(DESIRED, msgspec.json.encode(msgspec.structs.replace(desired, secrets={}, gauges=())))
 
     def rosters(self) -> dict[str, RosterMark]:
         """The last roster of each node, by node id."""

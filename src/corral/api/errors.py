@@ -19,7 +19,7 @@ from corral.ledger import errors as ledger
 from corral.market import errors as market
 from corral.mesh import errors as mesh
 from corral.platform import errors as platform
-from corral.protocol import addresses, roster
+from corral.protocol import addresses, gauge, roster
 from corral.wire.problem import PROBLEM_MEDIA_TYPE, Problem
 
 _log = structlog.get_logger("corral.api")
@@ -30,6 +30,8 @@ STATUS_OF: Mapping[type[CorralError], int] = {
     money.AmountMalformed: 422,
     addresses.MeshFull: 409,
     roster.RosterRefused: 409,
+    gauge.PermitRefused: 403,
+    gauge.StatementRefused: 422,
     # platform
     platform.PlatformError: 500,
     platform.SettingInvalid: 500,

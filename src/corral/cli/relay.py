@@ -28,6 +28,9 @@ def relay(
     ] = "",
     port_first: Annotated[int, typer.Option("--port-first", help="First UDP port of the mailboxes.")] = 41000,
     port_count: Annotated[int, typer.Option("--port-count", help="How many there are: one a cluster's member.")] = 4096,
+    gauge_port: Annotated[
+        int, typer.Option("--gauge-port", help="TCP and UDP port at which hosts measure their connection.")
+    ] = 40999,
     metrics: Annotated[str, typer.Option("--metrics", help="Serve Prometheus at this address and port.")] = "",
 ) -> None:
     """Run a relay until it is told to stop (SIGTERM, Ctrl-C); with --url, enrol it first."""
@@ -57,6 +60,7 @@ def relay(
         address=address,
         port_first=port_first,
         port_count=port_count,
+        gauge_port=gauge_port,
         metrics=metrics,
     )
     asyncio.run(_until_told_to_stop(service.run(settings, options)))

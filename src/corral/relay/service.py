@@ -20,6 +20,7 @@ from corral.core.clock import Clock, SystemClock
 from corral.core.ids import is_name
 from corral.relay.errors import RelayMisconfigured, RelayNotEnrolled
 from corral.relay.forwarding import Mailbox
+from corral.relay.gauge import GaugeProcess
 from corral.relay.metrics import serving_metrics
 from corral.relay.sockets import Relay
 from corral.wire.agent import Desired, Identity, MailboxSpec, Observation, RelayReport, Report, Revision
@@ -40,6 +41,8 @@ class RelayOptions:
     """At which hosts reach it; empty: the one that its exchanges come from."""
     port_first: int = 41000
     port_count: int = 4096
+    gauge_port: int = 40999
+    """TCP and UDP, at which hosts measure; 0 lets the system choose one."""
     metrics: str = ""
     """Address and port for Prometheus; empty: none."""
 
@@ -113,7 +116,7 @@ async def run(settings: RelaySettings, options: RelayOptions) -> None:
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(pinned_session(settings.ca_pem))
         control_plane = ControlPlane(session, settings.url, time=time, tokens=tokens)
-        service = RelayService(options, control_plane, clock, time)
+        service = RelayService(options, control_plane, clock, time, host_id=settings.host_id, key=key)
         if options.metrics:
             stack.enter_context(serving_metrics(service.relay, options.metrics))
         stack.enter_context(service.relay)
@@ -124,7 +127,16 @@ async def run(settings: RelaySettings, options: RelayOptions) -> None:
 class RelayService:
     """The exchange of one relay, and what it is told."""
 
-    def __init__(self, options: RelayOptions, control_plane: ControlPlane, clock: Clock, time: ServerTime) -> None:
+    def __init__(
+        self,
+        options: RelayOptions,
+        control_plane: ControlPlane,
+        clock: Clock,
+        time: ServerTime,
+        *,
+        host_id: str,
+        key: Ed25519PrivateKey,
+    ) -> None:
         self._options = options
         self._control_plane = control_plane
         self._clock, self._time = clock, time
@@ -136,6 +148,13 @@ class RelayService:
         self._served: tuple[MailboxSpec, ...] | None = None
         self._record = options.data_dir / DESIRED_FILE
         self.relay = Relay(options.bind, on_observed=self._note_observed)
+        self.gauge = GaugeProcess(
+            bind=options.bind,
+            port=options.gauge_port,
+            relay_id=host_id,
+            statement_key=key,
+            told=self._changed.set,
+        )
 
     async def run(self) -> None:
         """Exchanges until it is cancelled, or the relay's thread dies."""
@@ -149,15 +168,19 @@ class RelayService:
             clock=self._clock,
         )
         await self._take_record()
-        exchanging = asyncio.create_task(exchanger.run())
+        tasks = {asyncio.create_task(exchanger.run()), asyncio.create_task(self.gauge.run())}
         try:
-            while not exchanging.done():
-                await asyncio.wait({exchanging}, timeout=CHECK_S)
+            over: set[asyncio.Task[None]] = set()
+            while not over:
+                over, _ = await asyncio.wait(tasks, timeout=CHECK_S, return_when=asyncio.FIRST_COMPLETED)
                 if not self.relay.is_running:
                     self.relay.set_mailboxes(())  # It says why.
-            exchanging.result()
+            for task in over:
+                task.result()
         finally:
-            exchanging.cancel()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _report(self) -> Report:
         self._sequence += 1
@@ -180,6 +203,7 @@ class RelayService:
                     for node_id, address in observed
                     if address is not None
                 ),
+                gauge_port=self.gauge.port,
             ),
         )
 
@@ -201,6 +225,8 @@ class RelayService:
         if desired.mailboxes != before:
             await asyncio.to_thread(write_atomically, self._record, msgspec.json.encode(desired.mailboxes))
         await self._serve(desired.mailboxes)
+        if desired.gauge_key:
+            self.gauge.take_key(desired.gauge_key)
         self._desired = desired
 
     async def _serve(self, specs: tuple[MailboxSpec, ...]) -> None:
@@ -240,7 +266,14 @@ def _check(options: RelayOptions) -> None:
             IPv4Address(address)
         except ValueError:
             raise RelayMisconfigured(f"{what} {address!r} is not an IPv4 address; nothing was started") from None
+    if options.gauge_port and not 1024 <= options.gauge_port <= 65535:
+        raise RelayMisconfigured(f"--gauge-port {options.gauge_port} is not within 1024 to 65535; nothing was started")
     if not 1024 <= options.port_first <= options.port_first + options.port_count - 1 <= 65535:
         raise RelayMisconfigured(
             f"{options.port_count} ports from {options.port_first} on are not within 1024 to 65535; nothing was started"
+        )
+    if options.port_first <= options.gauge_port < options.port_first + options.port_count:
+        raise RelayMisconfigured(
+            f"--gauge-port {options.gauge_port} is one of the mailboxes' ports; nothing was started",
+            hint=f"--gauge-port {options.port_first - 1}",
         )

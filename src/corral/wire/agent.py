@@ -229,6 +229,15 @@ class RelayReport(Said, frozen=True):
     observer_key: PublicKey
     """Changes when it is started anew."""
     observed: Annotated[tuple[Observation, ...], msgspec.Meta(max_length=65536)] = ()
+    gauge_port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+    """TCP and UDP port at which hosts measure; 0: at this relay they cannot."""
+
+
+class SignedStatement(Said, frozen=True):
+    """What a relay's gauge has measured of this host: `protocol.gauge.Statement`, as the relay signed it."""
+
+    payload: Annotated[str, msgspec.Meta(max_length=2048)]
+    signature: Annotated[str, msgspec.Meta(max_length=128)]
 
 
 class Report(Said, frozen=True):
@@ -256,6 +265,8 @@ class Report(Said, frozen=True):
     """Gateways only: the origin at which people reach this gateway, for example `http://127.0.0.1:8471`."""
     relay: RelayReport | None = None
     """Relays only."""
+    statements: Annotated[tuple[SignedStatement, ...], msgspec.Meta(max_length=64)] = ()
+    """What gauges have measured since the last report that arrived."""
 
 
 # --- desired state -----------------------------------------------------------------------------------------------
@@ -321,6 +332,22 @@ class MailboxSpec(Message, frozen=True):
     relayed_key: PublicKey
 
 
+class GaugeSpec(Message, frozen=True):
+    """Where a host may measure its connection, and the permit to do so (`protocol.gauge`)."""
+
+    relay_id: Id
+    address: Annotated[str, msgspec.Meta(pattern=r"^[0-9.]{7,15}\Z")]
+    port: Annotated[int, msgspec.Meta(ge=1024, le=65535)]
+    permit: Annotated[str, msgspec.Meta(max_length=128)]
+    """Base 64."""
+    permit_key: Annotated[str, msgspec.Meta(max_length=64)]
+    """Base 64."""
+
+    def __repr__(self) -> str:
+        """Keeps the key out of logs and tracebacks."""
+        return f"GaugeSpec({self.relay_id} at {self.address}:{self.port}, …)"
+
+
 class Secrets(Message, frozen=True):
     """What a node or a leaf needs and nobody else may read; kept apart so that no log or digest ever includes it."""
 
@@ -351,6 +378,10 @@ class Desired(Message, frozen=True):
     rosters: dict[str, SignedRoster] = {}
     """By cluster id: the newest roster of each cluster that has a node or a leaf here."""
     mailboxes: Annotated[tuple[MailboxSpec, ...], msgspec.Meta(max_length=65536)] = ()
+    gauges: Annotated[tuple[GaugeSpec, ...], msgspec.Meta(max_length=16)] = ()
+    """Not for relays: where to measure, the nearest first as far as that is known."""
+    gauge_key: Annotated[str, msgspec.Meta(pattern=r"^(?:[A-Za-z0-9+/]{43}=)?\Z")] = ""
+    """Relays only: the key with which permits are checked, base 64."""
     prefetch: Annotated[tuple[ImageDigest, ...], msgspec.Meta(max_length=16)] = ()
     """Images to have ready before anybody books this host."""
     saw_hardware: bool = True
