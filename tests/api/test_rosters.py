@@ -67,7 +67,7 @@ async def add_rosters(estate: Estate, cluster_id: ClusterId, count: int) -> None
     async with platform.database.transaction() as tx:
         for number in range(count):
             moved = msgspec.structs.replace(first, endpoints=(f"192.0.2.1:{20_000 + number}",), mailboxes=())
-            await publish_roster(tx, platform.master_key, cluster_id, [moved], [], estate.clock.now())
+            await publish_roster(tx, platform.master_key, cluster_id, [moved], [], estate.clock.now(), hosts={})
 
 
 async def test_the_renter_reads_a_chain_that_verifies(estate: Estate) -> None:

@@ -14,6 +14,7 @@ from corral.market import Prices, WishUnclear
 from corral.market.offers import offers_of
 from corral.market.placement import NoPlacement, Placement, place, place_replacement, priced
 from corral.market.wish import Wish, read_wish
+from corral.protocol.tiers import TierName
 from corral.testing.clock import START
 from corral.wire.api import ClusterRequest
 
@@ -38,6 +39,7 @@ class ADevice:
     gpu_memory_bytes: int = 0
     development: bool = False
     traffic_cap_bytes: int | None = None
+    tier: TierName = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """
 One measurement at one relay's gauge: round trips, streams either way, and the statement that comes of it.
 
-The gauge times and counts; this side sends and receives as fast as the line allows, and brings the statement home.
+The gauge times and counts; this side sends and receives as fast as the link allows, and brings the statement home.
 """
 
 import asyncio

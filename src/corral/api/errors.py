@@ -79,6 +79,7 @@ STATUS_OF: Mapping[type[CorralError], int] = {
     devices.HostUnknown: 404,
     devices.HostHasLeft: 409,
     devices.ReportRefused: 422,
+    devices.LocationContradicted: 409,
     devices.DeviceTaken: 409,
     # market
     market.MarketError: 500,

@@ -63,7 +63,8 @@ async def apply(
             await stamp(tx, cluster_id, phase, detail, None)
             await change(tx, cluster_id)
         case Publish(members):
-            await mesh.publish_roster(tx, platform.master_key, cluster_id, members, snapshot.relays, now)
+            hosts = {str(one.node_id): one.host_id for one in snapshot.nodes}
+            await mesh.publish_roster(tx, platform.master_key, cluster_id, members, snapshot.relays, now, hosts=hosts)
             await devices.bump(tx, {one.host_id for one in snapshot.nodes})
             await change(tx, cluster_id)
         case BecomeReady():

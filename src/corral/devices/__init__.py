@@ -14,6 +14,7 @@ from corral.devices.hosts import (
     hosts_by_id,
 )
 from corral.devices.hosts import host_by_id as host
+from corral.devices.measures import rtts_to_relays
 from corral.devices.revisions import begin_epoch, bump, revision_of
 from corral.devices.routes import router
 from corral.devices.state import Health, Intent, Liveness, liveness_of, status_of
@@ -49,6 +50,7 @@ __all__ = [
     "reply",
     "revision_of",
     "router",
+    "rtts_to_relays",
     "start_cleaning",
     "status_of",
     "take",

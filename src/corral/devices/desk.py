@@ -1,6 +1,7 @@
 """The control plane's side of the one exchange: stores the report, answers with the desired state."""
 
 import asyncio
+import base64
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from corral.devices.enrol import enrol
 from corral.devices.errors import HostRefused
 from corral.devices.hires import release_cleaned
 from corral.devices.hosts import Host, host_by_id
+from corral.devices.measures import gauge_key, gauges_for, store_statements
 from corral.devices.presence import Presence
 from corral.devices.reports import Heard, facts_hash, is_late, is_unchanged, store_host_facts
 from corral.devices.revisions import HOST_TOPIC, revision_of
@@ -27,6 +29,7 @@ from corral.wire.agent import (
     Desired,
     EnrolReply,
     EnrolRequest,
+    GaugeSpec,
     LeafSpec,
     MailboxSpec,
     NodeSpec,
@@ -190,6 +193,7 @@ class AgentDesk:
             return last
         if not is_unchanged(report, hashed, last):
             await store_host_facts(tx, self.platform.ids, host, report, observed_address, now)
+            await store_statements(tx, host, report.statements, now)
             report = await _believed(tx, host, report)
             present = await self._source.observe(tx, host, report, now)
             await release_cleaned(tx, host.host_id, report.applied, present, now)
@@ -203,6 +207,7 @@ class AgentDesk:
             if host is None:
                 raise HostRefused("this host is not known")
             parts = await self._source.desired_for(tx, host_id)
+            gauges = await self._gauges(tx, host)
         images = self.platform.images
         # The image of pause, mesh and web is named by the agent's own; neither a gateway nor a relay runs Ray.
         wanted = ("corral-ray",) if host.role == "host" else ()
@@ -215,9 +220,27 @@ class AgentDesk:
             secrets=parts.secrets,
             rosters=parts.rosters,
             mailboxes=parts.mailboxes,
+            gauges=gauges,
+            gauge_key=self._gauge_key(host),
             prefetch=tuple(images[name] for name in wanted if name in images),
             saw_hardware=host.hardware is not None or host.role == "relay",
         )
+
+    async def _gauges(self, tx: Tx, host: Host) -> tuple[GaugeSpec, ...]:
+        if host.role == "relay":
+            return ()
+        return await gauges_for(
+            tx,
+            self.platform.master_key,
+            host.host_id,
+            self.platform.clock.now(),
+            offline_after_s=self.platform.settings.host_offline_after_s,
+        )
+
+    def _gauge_key(self, host: Host) -> str:
+        if host.role != "relay":
+            return ""
+        return base64.b64encode(gauge_key(self.platform.master_key, host.host_id)).decode()
 
     @contextmanager
     def _listening(self, host_id: HostId) -> Generator[tuple[Nudge, asyncio.Event]]:

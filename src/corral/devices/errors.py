@@ -124,6 +124,22 @@ class ReportRefused(DevicesError):
         super().__init__(f"{why}; nothing of the report was stored")
 
 
+class LocationContradicted(DevicesError):
+    """A host cannot be where it is said to be: a relay answers sooner than light could."""
+
+    code = "location_contradicted"
+
+    def __init__(self, host: str, words: str, *, relay: str, distance_km: float, rtt_ms: float) -> None:
+        super().__init__(
+            f"host {host} cannot be in {words}: relay {relay} is {distance_km:.0f} km from there, but a round trip to "
+            f"it takes {rtt_ms:.1f} ms, so the host is within {rtt_ms * 100:.0f} km of it; nothing was changed",
+            hint="give the place where the machine is; if the relay's place is wrong, tell its operator",
+            relay=relay,
+            distance_km=round(distance_km),
+            rtt_ms=round(rtt_ms, 1),
+        )
+
+
 class DeviceTaken(DevicesError):
     """Devices were hired by somebody else in the meantime, or are no longer offered."""
 

@@ -15,6 +15,7 @@ from corral.devices.state import DeviceStatus
 from corral.devices.tables import device, hire, host, host_presence
 from corral.identity import names_of
 from corral.platform.database import Tx
+from corral.protocol.tiers import TierName
 from corral.wire.agent import Revision
 
 
@@ -37,6 +38,8 @@ class RentableDevice:
     engine_id: str
     traffic_cap_bytes: int | None
     """With the internet in an hour; None is no cap."""
+    tier: TierName
+    """Of the host's connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ async def rentable(tx: Tx, now: datetime, *, offline_after_s: float) -> list[Ren
             development=row.development,
             engine_id=row.engine_id,
             traffic_cap_bytes=row.traffic_cap_bytes,
+            tier=row.tier,
         )
         for row in rows
     ]
@@ -240,6 +244,7 @@ def _idle(now: datetime, offline_after_s: float) -> sa.Select[*tuple[Any, ...]]:
             host.c.development,
             host.c.engine_id,
             host.c.traffic_cap_bytes,
+            host.c.tier,
         )
         .join(host, host.c.id == device.c.host_id)
         .join(host_presence, host_presence.c.host_id == host.c.id)

@@ -11,11 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from corral.core.ids import DeviceId, HostId, PersonId
+from corral.devices.connection import Connection
 from corral.devices.errors import HostHasLeft, HostUnknown
+from corral.devices.location import Location
 from corral.devices.revisions import bump
 from corral.devices.state import Health, Intent, may_become
 from corral.devices.tables import device, hire, host, host_presence, host_revision
 from corral.platform.database import Tx
+from corral.protocol.tiers import TierName
 from corral.wire.agent import Check, EnrolRequest, Hardware
 
 
@@ -41,6 +44,11 @@ class Host:
     advertise: str
     observed_address: str
     gateway_address: str
+    gauge_port: int
+    connection: Connection | None
+    tier: TierName
+    location: Location | None
+    location_note: str
     clock_skew_s: float | None
     last_seen_at: datetime | None
     created_at: datetime
@@ -298,6 +306,11 @@ def _host(row: Any) -> Host:
         advertise=row.advertise,
         observed_address=row.observed_address,
         gateway_address=row.gateway_address,
+        gauge_port=row.gauge_port,
+        connection=None if row.connection is None else msgspec.convert(row.connection, Connection),
+        tier=row.tier,
+        location=None if row.location is None else msgspec.convert(row.location, Location),
+        location_note=row.location_note,
         clock_skew_s=row.clock_skew_s,
         last_seen_at=row.last_seen_at,
         created_at=row.created_at,

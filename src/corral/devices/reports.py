@@ -88,8 +88,15 @@ async def store_host_facts(tx: Tx, ids: IdSource, known: Host, report: Report, o
         "advertise": report.advertise,
         "observed_address": observed,
         "gateway_address": report.gateway_address,
+        "gauge_port": report.relay.gauge_port if report.relay is not None and known.role == "relay" else 0,
     }
-    stored = (known.agent_version, known.advertise, known.observed_address, known.gateway_address)
+    stored = (
+        known.agent_version,
+        known.advertise,
+        known.observed_address,
+        known.gateway_address,
+        known.gauge_port,
+    )
     changed: dict[str, Any] = {
         column: value for (column, value), old in zip(said.items(), stored, strict=True) if value != old
     }

@@ -4,11 +4,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
 
+from corral.core.ids import HostId
 from corral.devices.agent_routes import desk_of
 from corral.devices.desk import AgentDesk
 from corral.devices.enrol import make_join_token
 from corral.devices.hires import open_hires
-from corral.devices.hosts import Host, devices_of, host_of, hosts_of, set_intent, set_traffic_cap
+from corral.devices.hosts import Host, devices_of, host_of, hosts_by_id, hosts_of, set_intent, set_traffic_cap
+from corral.devices.location import Location
+from corral.devices.measures import claim
 from corral.devices.state import Intent
 from corral.devices.views import host_view
 from corral.identity import CallerDep, require_operator
@@ -91,10 +94,23 @@ async def change_traffic_cap(
         return (await _views(tx, desk, [await host_of(tx, caller.person_id, host.host_id)]))[0]
 
 
+@router.put("/{name_or_id}/location")
+async def claim_location(
+    name_or_id: str, body: api.LocationRequest, caller: CallerDep, platform: PlatformDep, desk: DeskDep
+) -> api.Host:
+    """Says where a host is; refused if a relay answers it sooner than light could from there."""
+    async with platform.database.transaction() as tx:
+        host = await host_of(tx, caller.person_id, name_or_id)
+        await claim(tx, host, Location(**body.model_dump()))
+        return (await _views(tx, desk, [await host_of(tx, caller.person_id, host.host_id)]))[0]
+
+
 async def _views(tx: Tx, desk: AgentDesk, hosts: list[Host]) -> list[api.Host]:
     host_ids = [host.host_id for host in hosts]
     devices = await devices_of(tx, host_ids)
     hires = await open_hires(tx, host_ids)
+    near = {HostId(host.connection.nearest_id) for host in hosts if host.connection is not None}
+    relay_names = {relay_id: relay.name for relay_id, relay in (await hosts_by_id(tx, near)).items()}
     now = desk.platform.clock.now()
     return [
         host_view(
@@ -104,6 +120,7 @@ async def _views(tx: Tx, desk: AgentDesk, hosts: list[Host]) -> list[api.Host]:
             now=now,
             serving_since=desk.serving_since,
             offline_after_s=desk.platform.settings.host_offline_after_s,
+            relay_names=relay_names,
         )
         for host in hosts
     ]

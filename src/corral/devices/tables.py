@@ -9,6 +9,7 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
+    PrimaryKeyConstraint,
     Table,
     Text,
     UniqueConstraint,
@@ -63,6 +64,11 @@ host = Table(
     Column("advertise", Text, nullable=False, server_default=text("''")),
     Column("observed_address", Text, nullable=False, server_default=text("''")),
     Column("gateway_address", Text, nullable=False, server_default=text("''")),
+    Column("gauge_port", Integer, nullable=False, server_default=text("0")),
+    Column("connection", JSONB),
+    Column("tier", Text, nullable=False, server_default=text("''")),
+    Column("location", JSONB),
+    Column("location_note", Text, nullable=False, server_default=text("''")),
     Column("clock_skew_s", Real),
     Column("traffic_cap_bytes", BigInteger),
     Column("created_at", Instant, nullable=False),
@@ -71,6 +77,7 @@ host = Table(
     CheckConstraint("health IN ('checking','ok','failed')", name="health"),
     CheckConstraint("role IN ('host','gateway','relay')", name="role"),
     CheckConstraint("traffic_cap_bytes > 0", name="traffic_cap_positive"),
+    CheckConstraint("tier IN ('','low','medium','high','ultra-high')", name="tier"),
     Index(
         "uq_host_identity", "machine_id", "engine_id", "slice", unique=True, postgresql_where=text("left_at IS NULL")
     ),
@@ -93,6 +100,23 @@ host_revision = Table(
     Column("number", BigInteger, nullable=False),
 )
 """Apart from `host`: raising it must not wait for whoever stores a report."""
+
+relay_measure = Table(
+    "relay_measure",
+    metadata,
+    Column("host_id", Text, ForeignKey("host.id"), nullable=False),
+    Column("relay_id", Text, ForeignKey("host.id"), nullable=False),
+    Column("rtt_us", Integer, nullable=False, server_default=text("0")),
+    Column("rtt_us_min", Integer, nullable=False, server_default=text("0")),
+    Column("jitter_us", Integer, nullable=False, server_default=text("0")),
+    Column("loss_ppm", Integer, nullable=False, server_default=text("0")),
+    Column("measured_at", Instant, nullable=False),
+    Column("download_bit_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("upload_bit_s", BigInteger, nullable=False, server_default=text("0")),
+    Column("bandwidth_at", Instant),
+    PrimaryKeyConstraint("host_id", "relay_id", name="pk_relay_measure"),
+)
+"""The last that each relay's gauge has stated of each host. Zero: not measured."""
 
 device = Table(
     "device",

@@ -1,11 +1,16 @@
 """Hosts as their providers see them."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, cast
 
-from corral.core.ids import DeviceId
+import msgspec
+
+from corral.core.ids import DeviceId, HostId
+from corral.devices.connection import Connection
 from corral.devices.hosts import DeviceRow, Host
 from corral.devices.state import Health, Intent, Liveness, device_status, is_offered, liveness_of, status_of
+from corral.protocol.tiers import MBIT, is_recommended
 from corral.wire import api
 
 
@@ -17,6 +22,7 @@ def host_view(
     now: datetime,
     serving_since: datetime,
     offline_after_s: float,
+    relay_names: Mapping[HostId, str] | None = None,
 ) -> api.Host:
     """
     A host with its one word.
@@ -28,7 +34,9 @@ def host_view(
         now: the present.
         serving_since: since when hosts could be heard of.
         offline_after_s: silence after which a host is offline, seconds.
+        relay_names: names of relays by id; one that is missing is shown by its id.
     """
+    relay_names = relay_names or {}
     liveness = liveness_of(host.last_seen_at, now=now, serving_since=serving_since, offline_after_s=offline_after_s)
     offered = is_offered(host.intent, host.health, liveness) and host.role == "host"
     hardware = host.hardware
@@ -57,6 +65,25 @@ def host_view(
             )
             for check in host.checks
         ],
+        connection=None if host.connection is None else _connection_view(host.connection, relay_names),
+        location=None if host.location is None else api.Location(**msgspec.structs.asdict(host.location)),
+        location_note=host.location_note,
+    )
+
+
+def _connection_view(connection: Connection, relay_names: Mapping[HostId, str]) -> api.Connection:
+    has_bandwidth, has_rtt = connection.bandwidth_at is not None, connection.rtt_us > 0
+    return api.Connection(
+        download_mbit_s=round(connection.download_bit_s / MBIT, 1) if has_bandwidth else None,
+        upload_mbit_s=round(connection.upload_bit_s / MBIT, 1) if has_bandwidth else None,
+        bandwidth_at=connection.bandwidth_at,
+        relay=relay_names.get(HostId(connection.nearest_id), connection.nearest_id),
+        rtt_ms=connection.rtt_us / 1000 if has_rtt else None,
+        jitter_ms=connection.jitter_us / 1000 if has_rtt else None,
+        loss_percent=connection.loss_ppm / 10_000 if has_rtt else None,
+        measured_at=connection.measured_at,
+        tier=connection.tier,
+        is_recommended=is_recommended(connection.download_bit_s, connection.upload_bit_s, connection.rtt_us),
     )
 
 

@@ -11,8 +11,7 @@ from corral.wire.api import Offer, Offers, UnavailableDevices
 
 def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -> Offers:
     """
-    What can be rented at `now`, cheapest first. A row is of one model, provider, rate, share of the
-    host and cap.
+    What can be rented at `now`, cheapest first. A row is of one model, provider, rate, share of the host, cap and tier.
 
     Every device is either counted in an offer or, with the reason, among the unavailable.
     """
@@ -20,7 +19,7 @@ def offers_of(devices: Collection[Rentable], prices: Prices, *, now: datetime) -
     lines = priced(devices, prices)
     for line in lines:
         share = (line.cores, line.memory_bytes, line.gpu_memory_bytes, line.traffic_cap_bytes)
-        key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, line.development, share)
+        key = (line.kind, line.model, line.provider_id, line.rate_uc_per_hour, line.development, share, line.tier)
         groups[key].append(line)
     offers = [_offer(group) for group in groups.values()]
     offers.sort(key=lambda offer: (offer.kind != "gpu", offer.rate_uc_per_hour, offer.model, offer.provider))
@@ -49,4 +48,5 @@ def _offer(group: list[QuotedLine]) -> Offer:
         provider=first.provider_name,
         development=first.development,
         traffic_cap_bytes=first.traffic_cap_bytes,
+        tier=first.tier,
     )

@@ -18,6 +18,7 @@ from corral.core.errors import invariant
 from corral.core.ids import DeviceId, HostId, PersonId
 from corral.market.prices import Prices, same_words
 from corral.market.wish import Wish
+from corral.protocol.tiers import TierName
 
 
 class Rentable(Protocol):
@@ -49,6 +50,7 @@ class Rentable(Protocol):
     def development(self) -> bool: ...
     @property
     def traffic_cap_bytes(self) -> int | None: ...
+    def tier(self) -> TierName: ...
 
 
 class Counted(Protocol):
@@ -107,6 +109,8 @@ class QuotedLine:
     """What it may have with the internet in an hour, by its provider's will; None is no cap."""
     is_head: bool = False
     """True for every line of the head's host."""
+    tier: TierName = ""
+    """Of the host's connection; empty: not measured."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ def priced(devices: Collection[Rentable], prices: Prices) -> list[QuotedLine]:
                 rate_uc_per_hour=rate,
                 development=device.development,
                 traffic_cap_bytes=device.traffic_cap_bytes,
+                tier=device.tier,
             )
         )
     return lines

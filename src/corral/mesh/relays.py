@@ -144,12 +144,24 @@ async def observed_endpoints(tx: Tx, cluster_id: ClusterId) -> dict[str, tuple[s
 
 
 async def give_mailboxes(
-    tx: Tx, cluster_id: ClusterId, members: Sequence[Member], wanted: Sequence[RelayView]
+    tx: Tx,
+    cluster_id: ClusterId,
+    members: Sequence[Member],
+    wanted: Sequence[RelayView],
+    *,
+    rtts_us: Mapping[str, Mapping[str, int]],
 ) -> tuple[Member, ...]:
     """
     Gives each member a mailbox at each wanted relay, and takes back all others of this cluster.
 
     A relay that has no port left gives none: its members go without it. Relays whose mailboxes change are told.
+
+    Args:
+        tx: the transaction.
+        cluster_id: the cluster.
+        members: all members.
+        wanted: its relays.
+        rtts_us: by node and relay, microseconds, as far as measured.
 
     Returns:
         The members with their mailboxes.
@@ -180,17 +192,26 @@ async def give_mailboxes(
             ports[relay_id, member.node_id] = port
             changed.add(relay_id)
     await devices.bump(tx, sorted(changed))
-    return tuple(msgspec.structs.replace(member, mailboxes=_boxes(member, ids, ports)) for member in members)
+    return tuple(
+        msgspec.structs.replace(member, mailboxes=_boxes(member, ids, ports, rtts_us.get(member.node_id, {})))
+        for member in members
+    )
 
 
 async def close_mailboxes(tx: Tx, cluster_id: ClusterId) -> None:
     """Takes back all mailboxes of a cluster."""
-    await give_mailboxes(tx, cluster_id, (), ())
+    await give_mailboxes(tx, cluster_id, (), (), rtts_us={})
 
 
-def _boxes(member: Member, relay_ids: Iterable[str], ports: Mapping[tuple[str, str], int]) -> tuple[Mailbox, ...]:
+def _boxes(
+    member: Member, relay_ids: Iterable[str], ports: Mapping[tuple[str, str], int], rtts_us: Mapping[str, int]
+) -> tuple[Mailbox, ...]:
     places = ((relay_id, ports.get((relay_id, member.node_id))) for relay_id in relay_ids)
-    return tuple(Mailbox(relay_id=relay_id, port=port) for relay_id, port in places if port is not None)
+    return tuple(
+        Mailbox(relay_id=relay_id, port=port, rtt_us=rtts_us.get(relay_id, 0))
+        for relay_id, port in places
+        if port is not None
+    )
 
 
 async def _free_ports(tx: Tx, relay_id: str, count: int) -> list[int]:

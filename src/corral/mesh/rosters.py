@@ -1,7 +1,7 @@
 """Rosters of clusters: built, signed with a per-cluster key, chained, and kept."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,7 +9,8 @@ import msgspec
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from corral.core.ids import ClusterId
+from corral import devices
+from corral.core.ids import ClusterId, HostId
 from corral.mesh.relays import RelayView, give_mailboxes
 from corral.mesh.tables import roster
 from corral.platform.database import Tx
@@ -83,11 +84,23 @@ async def publish_roster(
     members: Sequence[Member],
     relays: Sequence[RelayView],
     now: datetime,
+    *,
+    hosts: Mapping[str, HostId],
 ) -> int:
     """
     Gives members their mailboxes, signs and stores the next roster, unless nothing changed.
 
-    Two that do so at once get the same serial, which the primary key gives to one of them only.
+    Two that do so at once get the same serial, which the primary key gives to one of them only. Round trips to relays
+    are those of this moment; that they changed is no reason for another roster.
+
+    Args:
+        tx: the transaction.
+        master_key: from which the roster's key is derived.
+        cluster_id: the cluster.
+        members: all members.
+        relays: those that the cluster should use.
+        now: the present.
+        hosts: by node, the host that it is on: how far relays are from it is known of the host.
 
     Returns:
         The serial of the newest roster.
@@ -96,7 +109,9 @@ async def publish_roster(
     described = tuple(one.described() for one in relays)
     if latest is not None and (latest.members, latest.relays) == (in_order(members), described):
         return latest.serial
-    placed = await give_mailboxes(tx, cluster_id, members, relays)
+    rtts_us = await devices.rtts_to_relays(tx, set(hosts.values()))
+    of_node = {node_id: rtts_us.get(host_id, {}) for node_id, host_id in hosts.items()}
+    placed = await give_mailboxes(tx, cluster_id, members, relays, rtts_us=of_node)
     following = successor(cluster_id, latest, placed, described)
     payload = payload_of(following)
     await tx.execute(

@@ -21,6 +21,7 @@ from corral.core.clock import Clock
 from corral.core.ids import HostId
 from corral.core.units import GIB
 from corral.devices import AgentDesk, DevicesError
+from corral.protocol.gauge import Statement, sign_statement
 from corral.protocol.roster import Roster, accept, payload_hash
 from corral.wire.agent import (
     Check,
@@ -39,6 +40,7 @@ from corral.wire.agent import (
     RelayReport,
     Report,
     Revision,
+    SignedStatement,
 )
 
 
@@ -142,6 +144,10 @@ class SimulatedHost:
         """Whether its nodes reach all others through a relay alone."""
         self.has_used_its_cap = False
         """Whether its nodes have used up what they may have with the internet."""
+        self.gauge_port = 0
+        """Relays: where its gauge serves."""
+        self.statements: tuple[SignedStatement, ...] = ()
+        """What gauges have stated of it; said with every report."""
         self.is_down = False
         self.loss = 0.0
         """Share of exchanges whose report or reply is lost."""
@@ -237,13 +243,22 @@ class SimulatedHost:
             nodes=tuple(self._node_report(node) for node in self.nodes.values()),
             gateway_address="http://127.0.0.1:8471" if self.role == "gateway" else "",
             relay=self._relay_report() if self.role == "relay" else None,
+            statements=self.statements,
         )
+
+    def state(self, host_id: str, **measured: int) -> SignedStatement:
+        """Relays: a statement of now about a host, signed."""
+        at = int(self.world.clock.now().timestamp())
+        statement = Statement(relay_id=self.host_id, host_id=host_id, session=1, at=at, **measured)
+        payload, signature = sign_statement(statement, self.private_key)
+        return SignedStatement(payload=payload, signature=signature)
 
     def _relay_report(self) -> RelayReport:
         return RelayReport(
             port_first=41000,
             port_count=8,
             observer_key=self.public_key,
+            gauge_port=self.gauge_port,
             observed=tuple(Observation(node_id=key, endpoint=value) for key, value in sorted(self.observed.items())),
         )
 

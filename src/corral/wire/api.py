@@ -171,6 +171,44 @@ class Device(Answer):
 HostStatus = Literal["checking", "idle", "hired", "paused", "draining", "failed", "offline", "left"]
 
 
+Tier = Literal["", "low", "medium", "high", "ultra-high"]
+
+
+class Connection(Answer):
+    """What relays have measured of a host's connection. Mbit/s is a million bits per second; None: not measured."""
+
+    download_mbit_s: float | None
+    upload_mbit_s: float | None
+    bandwidth_at: datetime | None
+    relay: str = Field(description="the nearest relay; the next three are of it")
+    rtt_ms: float | None = Field(description="median round trip")
+    jitter_ms: float | None
+    loss_percent: float | None
+    measured_at: datetime
+    tier: Tier = Field(description="empty: below the lowest, or not measured")
+    is_recommended: bool
+
+
+class Location(Answer):
+    """Where a host is, as its provider claims; nothing that was measured contradicts it."""
+
+    country: str
+    region: str
+    city: str
+    latitude: float
+    longitude: float
+
+
+class LocationRequest(Request):
+    """Where a host is."""
+
+    country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")] = Field(description="ISO 3166-1, like DE")
+    region: Annotated[str, Field(max_length=60)] = ""
+    city: Annotated[str, Field(max_length=60)] = ""
+    latitude: Annotated[float, Field(ge=-90, le=90)]
+    longitude: Annotated[float, Field(ge=-180, le=180)]
+
+
 class Host(Answer):
     """A machine of a provider. `status` is the one word derived from intent, health, hire and liveness."""
 
@@ -192,6 +230,9 @@ class Host(Answer):
     devices: list[Device]
     checks: list[HostCheck]
     traffic_cap_bytes: int | None = Field(default=None, description=CAP_DESCRIPTION)
+    connection: Connection | None = None
+    location: Location | None = None
+    location_note: str = Field(default="", description="why a claim was refused")
 
 
 class IntentRequest(Request):
@@ -220,6 +261,7 @@ class Offer(Answer):
     provider: str
     development: bool
     traffic_cap_bytes: int | None = Field(default=None, description=CAP_DESCRIPTION)
+    tier: Tier = Field(default="", description="of the hosts' connections; empty: not measured")
 
 
 class UnavailableDevices(Answer):

@@ -48,7 +48,7 @@ def test_a_rate_is_never_more_than_the_best_step(transfers: list[tuple[int, floa
 
 
 def test_a_round_trip_counts_only_with_the_number_of_the_last_answer() -> None:
-    """Who asks before the answer has arrived cannot know it: a line is never shorter than it is."""
+    """Who asks before the answer has arrived cannot know it: a link is never shorter than it is."""
     book = a_book()
     first = book.answer(A, Ask(b"", 7, 1, NO_NONCE), 0.0)
     assert first is not None

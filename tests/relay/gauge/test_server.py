@@ -83,7 +83,7 @@ async def test_what_went_to_and_fro_is_stated_by_the_relay() -> None:
 
 
 async def test_a_statement_that_was_changed_is_refused() -> None:
-    """A host cannot make its own line faster."""
+    """A host cannot make its own link faster."""
     async with gauge() as port, asyncio.timeout(WITHIN_S):
         client = GaugeClient(spec(port))
         await client.round_trips(3)
@@ -95,7 +95,7 @@ async def test_a_statement_that_was_changed_is_refused() -> None:
 
 
 async def test_one_host_is_measured_at_a_time_and_the_next_one_is_told_when() -> None:
-    """Two at once would each find half of the relay's line."""
+    """Two at once would each find half of the relay's link."""
     async with gauge() as port, asyncio.timeout(WITHIN_S):
         first, second = GaugeClient(spec(port)), GaugeClient(spec(port, host_id=OTHER))
         await first.download(SMALL)

@@ -65,6 +65,11 @@ def upgrade() -> None:
         sa.Column("advertise", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("observed_address", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("gateway_address", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("gauge_port", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("connection", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("tier", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("location", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("location_note", sa.Text(), server_default=sa.text("''"), nullable=False),
         sa.Column("clock_skew_s", sa.Double(), nullable=True),
         sa.Column("traffic_cap_bytes", sa.BigInteger(), nullable=True),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -369,6 +374,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("host_id", name=op.f("pk_relay")),
     )
     op.create_table(
+        "relay_measure",
+        sa.Column("host_id", sa.Text(), nullable=False),
+        sa.Column("relay_id", sa.Text(), nullable=False),
+        sa.Column("rtt_us", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rtt_us_min", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("jitter_us", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("loss_ppm", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("measured_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("download_bit_s", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("upload_bit_s", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("bandwidth_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(["host_id"], ["host.id"], name=op.f("fk_relay_measure_host_id_host")),
+        sa.ForeignKeyConstraint(["relay_id"], ["host.id"], name=op.f("fk_relay_measure_relay_id_host")),
+        sa.PrimaryKeyConstraint("host_id", "relay_id", name="pk_relay_measure"),
+    )
+    op.create_table(
         "roster",
         sa.Column("cluster_id", sa.Text(), nullable=False),
         sa.Column("serial", sa.Integer(), nullable=False),
@@ -544,6 +565,7 @@ def downgrade() -> None:
     op.drop_index(op.f("ix_ticket_cluster_id"), table_name="ticket")
     op.drop_table("ticket")
     op.drop_table("roster")
+    op.drop_table("relay_measure")
     op.drop_table("relay")
     op.drop_table("phase")
     op.drop_index("uq_node_address", table_name="node", postgresql_where=sa.text("removed_at IS NULL"))
