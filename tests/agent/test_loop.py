@@ -64,7 +64,7 @@ class Assembled:
         keeper = NodeKeeper(FakeRuntime(self.engine, HOST), facts(), self.folder, self.clock)
         agent = Agent(
             SETTINGS, machine, keeper, cast(ControlPlane, self.desk), cast(HostEngine, Images()),
-            clock=self.clock, time=time, site=None,
+            folder=self.folder, clock=self.clock, time=time, site=None,
         )  # fmt: skip
         task = asyncio.create_task(agent.run())
         try:

@@ -14,6 +14,7 @@ import structlog
 
 from corral import __version__
 from corral.agent.bodies import AUTH_MOUNT, HostFacts
+from corral.agent.connectivity import Connectivity
 from corral.agent.control_plane import ControlPlane, HostTokens, ServerTime, pinned_session
 from corral.agent.docker import DockerRuntime
 from corral.agent.documents import DocumentRefused
@@ -79,7 +80,17 @@ async def run_agent(state_dir: Path = STATE_DIR) -> None:
             clock,
             GatewayConfigurer(site) if site is not None else None,
         )
-        agent = Agent(settings, machine, keeper, control_plane, engine, clock=clock, time=time, site=site)
+        agent = Agent(
+            settings,
+            machine,
+            keeper,
+            control_plane,
+            engine,
+            folder=records_folder(state_dir, settings.host_id),
+            clock=clock,
+            time=time,
+            site=site,
+        )
         _log.info("agent.started", host=settings.name, host_id=settings.host_id, devices=len(machine.devices))
         await agent.run()
 
@@ -95,6 +106,7 @@ class Agent:
         control_plane: ControlPlane,
         engine: HostEngine,
         *,
+        folder: Path,
         clock: Clock,
         time: ServerTime,
         site: GatewaySite | None,
@@ -115,6 +127,14 @@ class Agent:
         self._readiness: dict[str, Readiness] = {}
         self._expected: dict[str, frozenset[str]] = {}
         self._images = ImageStore(engine, clock, self._images_told)
+        self._connectivity = Connectivity(
+            folder,
+            clock,
+            is_hired=lambda: any(node.work == "running" for node in keeper.reports()),
+            is_development=settings.development,
+            told=self._connection_told,
+        )
+        self._machine.measured(self._connectivity.link)
         self._refused_document = ""
 
     async def run(self) -> None:
@@ -134,6 +154,7 @@ class Agent:
             await self._keeper.ready()
             group.create_task(exchanger.run())
             group.create_task(self._images.run())
+            group.create_task(self._connectivity.run())
             group.create_task(self._watch_machine())
             if self._site is not None:
                 group.create_task(self._serve_gateway(self._site))
@@ -156,6 +177,7 @@ class Agent:
             nodes=tuple(self._with_readiness(node) for node in self._keeper.reports()),
             foreign_nodes=tuple(self._keeper.foreign()),
             gateway_address=self._site.address if self._site is not None else "",
+            statements=self._connectivity.statements(),
         )
 
     def _hardware_told(self, machine: Machine) -> Hardware:
@@ -176,6 +198,7 @@ class Agent:
     def _sent(self, report: Report) -> None:
         if report.hardware is not None and self._told_machine is self._machine:
             self._tells_machine = False
+        self._connectivity.sent(report.statements)
 
     async def _take(self, desired: Desired) -> None:
         if desired.revision < self._seen and desired.revision.epoch == self._seen.epoch:
@@ -193,11 +216,17 @@ class Agent:
             self._tells_machine = True
         self._expected = {cluster: _addresses(roster.payload) for cluster, roster in desired.rosters.items()}
         self._images.want(desired.prefetch)
+        self._connectivity.take(desired.gauges)
 
     def _images_told(self) -> None:
         if self._machine.lack_images(self._images.missing):
             self._tells_machine = True
             self._keeper.changed.set()
+
+    def _connection_told(self) -> None:
+        self._machine.measured(self._connectivity.link)
+        self._tells_machine = True
+        self._keeper.changed.set()
 
     async def _watch_machine(self) -> None:
         known_cpu, tun_error = None, None  # the first look is a thorough one
@@ -211,6 +240,7 @@ class Agent:
                     known_cpu=known_cpu,
                     tun_error=tun_error,
                     missing_images=self._images.missing,
+                    link=self._connectivity.link,
                 )
             except (CorralError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 _log.warning("hardware.unknown", reason=str(error))

@@ -13,7 +13,7 @@ from corral.agent.capacity import CapacityRefused, development_device, devices_o
 from corral.agent.control_plane import ServerTime
 from corral.agent.hardware import find_hardware
 from corral.agent.host_engine import HostEngine
-from corral.agent.requirements import RequirementFacts, check_requirements
+from corral.agent.requirements import Link, RequirementFacts, check_requirements
 from corral.agent.settings import HostSettings
 from corral.wire.agent import Check, Cpu, DeviceOffer, Hardware
 
@@ -45,6 +45,7 @@ class Machine:
         known_cpu: Cpu | None = None,
         tun_error: str | None = None,
         missing_images: tuple[str, ...] | None = None,
+        link: Link | None = None,
     ) -> "Machine":
         """The machine as it is now; the tunnel test is made only where its result is not handed in."""
         facts = await engine.facts()
@@ -59,6 +60,7 @@ class Machine:
             tun_error=tried if tun_error is None else tun_error,
             clock_skew_s=time.skew_s(),
             missing_images=missing_images,
+            link=link,
         )
         return cls(
             found=found,
@@ -78,6 +80,10 @@ class Machine:
     def lack_images(self, missing: tuple[str, ...] | None) -> bool:
         """Takes down which images are missing; whether the table says something else now."""
         return self._judge(dataclasses.replace(self._found, missing_images=missing))
+
+    def measured(self, link: Link | None) -> None:
+        """Takes down what the connection is like."""
+        self._judge(dataclasses.replace(self._found, link=link))
 
     def _judge(self, found: RequirementFacts) -> bool:
         before = self.essence

@@ -7,16 +7,32 @@ for what nothing would work without (the engine, the tunnel device, the images).
 
 from dataclasses import dataclass
 
+import msgspec
+
 from corral.agent.hardware.engine import EngineFacts
 from corral.core.units import GB
+from corral.protocol.tiers import (
+    DOWNLOAD_MBIT_S_MIN,
+    DOWNLOAD_MBIT_S_RECOMMENDED,
+    RTT_MS_RECOMMENDED,
+    UPLOAD_MBIT_S_MIN,
+    UPLOAD_MBIT_S_RECOMMENDED,
+)
 from corral.wire.agent import Check
 
 MEMORY_MIN = 12 * GB
 DISK_FREE_MIN = 500 * GB
 ENGINE_API_MIN = (1, 41)
 CLOCK_SKEW_S_MAX = 60.0
-DOWNLOAD_MBIT_MIN, UPLOAD_MBIT_MIN, PING_MS_MAX = 250, 250, 30
-DOWNLOAD_MBIT_WISHED = 500
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """A host's connection as relays have measured it. Zero where it was not measured."""
+
+    download_mbit_s: float = 0.0
+    upload_mbit_s: float = 0.0
+    rtt_ms: float = 0.0
+    """To the nearest relay."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +49,8 @@ class RequirementFacts:
     """The host's wall clock less the control plane's, seconds."""
     missing_images: tuple[str, ...] | None = None
     """Images that nodes need and this host lacks; None: not looked for, because nobody has named them yet."""
+    link: Link | None = None
+    """None: not measured, because there was no relay to measure at."""
 
 
 def check_requirements(facts: RequirementFacts, *, development: bool) -> tuple[Check, ...]:
@@ -45,9 +63,19 @@ def check_requirements(facts: RequirementFacts, *, development: bool) -> tuple[C
         _limits(facts),
         _images(facts),
         _clock(facts),
-        _not_measured("download", f"{DOWNLOAD_MBIT_WISHED} Mbit/s, at least {DOWNLOAD_MBIT_MIN}"),
-        _not_measured("upload", f"{UPLOAD_MBIT_MIN} Mbit/s"),
-        _not_measured("ping", f"under {PING_MS_MAX} ms"),
+        _bandwidth(
+            "download",
+            facts.link.download_mbit_s if facts.link else 0,
+            least=DOWNLOAD_MBIT_S_MIN,
+            recommended=DOWNLOAD_MBIT_S_RECOMMENDED,
+        ),
+        _bandwidth(
+            "upload",
+            facts.link.upload_mbit_s if facts.link else 0,
+            least=UPLOAD_MBIT_S_MIN,
+            recommended=UPLOAD_MBIT_S_RECOMMENDED,
+        ),
+        _ping(facts.link.rtt_ms if facts.link else 0),
     )
     return tuple(_relaxed(row) if development and row.rule not in _NEVER_RELAXED else row for row in rows)
 
@@ -175,8 +203,28 @@ def _clock(facts: RequirementFacts) -> Check:
     return _relaxed(row)
 
 
-def _not_measured(rule: str, need: str) -> Check:
-    return Check(rule=rule, outcome="not_measured", value="not measured by this release", need=need)
+def _bandwidth(rule: str, mbit_s: float, *, least: int, recommended: int) -> Check:
+    need = f"{least} Mbit/s" + (f", recommended {recommended}" if recommended > least else "")
+    if not mbit_s:
+        return Check(rule=rule, outcome="not_measured", value="not measured yet", need=need)
+    is_less = least <= mbit_s < recommended
+    return _row(
+        rule,
+        mbit_s >= least,
+        value=f"{int(mbit_s)} Mbit/s" + (", less than recommended" if is_less else ""),
+        need=need,
+        remedy="measure when nothing else uses the link, use a cable instead of Wi-Fi, or ask your provider for a "
+        "faster one; it is measured again within 15 minutes",
+    )
+
+
+def _ping(rtt_ms: float) -> Check:
+    # A far host works; it is shown, because near ones work together better.
+    need = f"recommended under {RTT_MS_RECOMMENDED} ms to the nearest relay"
+    if not rtt_ms:
+        return Check(rule="ping", outcome="not_measured", value="not measured yet", need=need)
+    told = "" if rtt_ms < RTT_MS_RECOMMENDED else ", more than recommended"
+    return Check(rule="ping", outcome="pass", value=f"{rtt_ms:.1f} ms{told}", need=need)
 
 
 def _gigabytes(size: int) -> str:

@@ -1,7 +1,9 @@
 """The requirement table."""
 
+import pytest
+
 from corral.agent.hardware.engine import EngineFacts
-from corral.agent.requirements import RequirementFacts, check_requirements, failing
+from corral.agent.requirements import Link, RequirementFacts, check_requirements, failing
 from corral.core.units import GB
 
 
@@ -31,6 +33,28 @@ def test_a_good_host_passes_and_connectivity_is_said_not_to_be_measured():
     found = outcomes(facts())
     assert {rule for rule, outcome in found.items() if outcome == "not_measured"} == {"download", "upload", "ping"}
     assert all(outcome == "pass" for rule, outcome in found.items() if rule not in ("download", "upload", "ping"))
+
+
+@pytest.mark.parametrize(
+    ("link", "expected", "words"),
+    [
+        ((900, 900, 5), ("pass", "pass", "pass"), ("900 Mbit/s", "900 Mbit/s", "5.0 ms")),
+        ((499.9, 250, 30), ("pass", "pass", "pass"), ("less than recommended", "250 Mbit/s", "more than recommended")),
+        ((249.9, 900, 5), ("fail", "pass", "pass"), ("249 Mbit/s", "900 Mbit/s", "5.0 ms")),
+        ((900, 20, 0), ("pass", "fail", "not_measured"), ("900", "20 Mbit/s", "not measured yet")),
+    ],
+)
+def test_a_slow_link_keeps_a_host_out_and_a_fair_one_is_shown(
+    link: tuple[float, float, float], expected: tuple[str, str, str], words: tuple[str, str, str]
+):
+    """250 Mbit/s each way are needed; what is recommended beyond that, and a long way, keep nobody out."""
+    measured = Link(download_mbit_s=link[0], upload_mbit_s=link[1], rtt_ms=link[2])
+    rows = check_requirements(facts(link=measured), development=False)[-3:]
+    assert tuple(row.outcome for row in rows) == expected
+    assert all(word in row.value for row, word in zip(rows, words, strict=True))
+    assert all(row.remedy for row in rows if row.outcome == "fail")
+    relaxed = outcomes(facts(link=measured), development=True)
+    assert "fail" not in relaxed.values()
 
 
 def test_every_failing_row_has_value_need_and_remedy():
