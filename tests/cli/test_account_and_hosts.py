@@ -221,6 +221,10 @@ def test_hosts_read_well(corral: Corral, matches_snapshot: Compare) -> None:
     matches_snapshot(
         corral("host", "list"),
         corral("host", "show", "alpha"),
+        corral("host", "set", "alpha", "--location", "de/Hesse/Frankfurt", "--at", "50.11,8.68"),
+        corral("host", "show", "alpha"),
+        corral("host", "set", "alpha", "--location", "Germany", "--at", "50.11,8.68"),
+        corral("host", "set", "alpha", "--location", "DE", "--at", "north"),
         corral("host", "pause", "alpha"),
         corral("host", "resume", "alpha"),
         corral("host", "leave", "alpha"),

@@ -95,6 +95,7 @@ class FakeControlPlane:
             Route("/v1/hosts/{name}", self._do(self._host), methods=get),
             Route("/v1/hosts/{name}/intent", self._do(self._intent), methods=["PUT"]),
             Route("/v1/hosts/{name}/traffic-cap", self._do(self._traffic_cap), methods=["PUT"]),
+            Route("/v1/hosts/{name}/location", self._do(self._location), methods=["PUT"]),
             Route("/v1/offers", self._do(self._offers), methods=get),
             Route("/v1/quotes", self._do(self._quote), methods=post),
             Route("/v1/clusters", self._do(self._clusters), methods=["GET", "POST"]),
@@ -223,6 +224,11 @@ class FakeControlPlane:
             if name in {host.name, host.id}:
                 return host
         raise Refused(404, "host_unknown", f"you have no host {name}", "`corral host list`", host=name)
+
+    def _location(self, request: Request, body: bytes) -> api.Host:
+        host, place = self._host(request, body), api.LocationRequest.model_validate_json(body)
+        host.location = api.Location(**place.model_dump())
+        return host
 
     def _intent(self, request: Request, body: bytes) -> api.Host:
         host, intent = self._host(request, body), api.IntentRequest.model_validate_json(body).intent
@@ -554,6 +560,18 @@ def a_host(name: str = "alpha", number: int = 1) -> api.Host:
         gpus=[],
         devices=[device],
         checks=checks,
+        connection=api.Connection(
+            download_mbit_s=612.4,
+            upload_mbit_s=404.9,
+            bandwidth_at=NOW,
+            relay="relay-1",
+            rtt_ms=41.3,
+            jitter_ms=0.7,
+            loss_percent=0,
+            measured_at=NOW,
+            tier="medium",
+            is_recommended=False,
+        ),
     )
 
 

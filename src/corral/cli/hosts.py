@@ -27,7 +27,16 @@ from corral.cli.output import (
     traffic_cap,
 )
 from corral.cli.session import client
-from corral.cli.wishes import checked_address, checked_bind, checked_name, checked_number, parse_life_s, parse_traffic
+from corral.cli.wishes import (
+    checked_address,
+    checked_bind,
+    checked_name,
+    checked_number,
+    parse_degrees,
+    parse_life_s,
+    parse_location,
+    parse_traffic,
+)
 from corral.core.errors import CorralError
 from corral.core.ids import is_id
 
@@ -194,10 +203,19 @@ def list_hosts(json: JsonOption = False) -> None:
         put_json(hosts)
         return
     rows = [
-        [host.name, host.status, host.role, _hardware(host), _devices(host), instant(host.last_seen_at), host.reason]
+        [
+            host.name,
+            host.status,
+            host.role,
+            _hardware(host),
+            _devices(host),
+            _tier(host),
+            instant(host.last_seen_at),
+            host.reason,
+        ]
         for host in hosts
     ]
-    put(table(["HOST", "STATUS", "ROLE", "HARDWARE", "DEVICES", "LAST SEEN", "REASON"], rows))
+    put(table(["HOST", "STATUS", "ROLE", "HARDWARE", "DEVICES", "TIER", "LAST SEEN", "REASON"], rows))
 
 
 @app.command("show")
@@ -221,6 +239,7 @@ def show(host: HostArgument, json: JsonOption = False) -> None:
         ["last seen", instant(found.last_seen_at)],
         ["clock", f"{skew} from the control plane's"],
     ]
+    rows += _connection_rows(found)
     if found.development:
         rows.append(["development", "shared machine, exclusivity not proven"])
     put(table(["", ""], rows).lstrip("\n"))
@@ -239,17 +258,43 @@ def show(host: HostArgument, json: JsonOption = False) -> None:
 def set_host(
     host: HostArgument,
     cap: Annotated[
-        str,
+        str | None,
         typer.Option("--traffic-cap", metavar="SIZE", help="Internet traffic per device and hour, like 5GB; or none."),
-    ],
+    ] = None,
+    location: Annotated[
+        str | None,
+        typer.Option("--location", metavar="COUNTRY/REGION/CITY", help="Where it is, like DE/Hesse/Frankfurt."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="LAT,LON", help="The same in degrees, like 50.11,8.68.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Change what you offer: a cap on the internet traffic of each device, for bookings from now on."""
-    cap_bytes = parse_traffic(cap)
+    """
+    Change what you say of a host: where it is, and a cap on the internet traffic of each device.
+
+    A location that a relay's round trip contradicts is refused: light needs a millisecond for 100 km. A cap holds for
+    bookings from now on.
+    """
+    if (location is None) != (at is None):
+        raise UsageProblem("--location and --at go together; nothing was changed", hint="--location DE --at 50.11,8.68")
+    place = (parse_location(location), parse_degrees(at)) if location is not None and at is not None else None
+    if cap is None and place is None:
+        raise UsageProblem("nothing is to be set; nothing was changed", hint="--traffic-cap, or --location with --at")
+    cap_bytes = parse_traffic(cap) if cap is not None else None
     with client() as corral:
-        found = corral.set_traffic_cap(host, cap_bytes)
-    shown = traffic_cap(found.traffic_cap_bytes)
-    _tell(found, f"internet traffic of each device of {found.name}: {shown}; what is booked keeps what was quoted")
+        if place is not None:
+            (country, region, city), (latitude, longitude) = place
+            found = corral.claim_location(
+                host, country=country, region=region, city=city, latitude=latitude, longitude=longitude
+            )
+        if cap is not None:
+            found = corral.set_traffic_cap(host, cap_bytes)
+    said = [f"{found.name} is in {_place(found)}"] if place is not None else []
+    if cap is not None:
+        shown = traffic_cap(found.traffic_cap_bytes)
+        said.append(f"internet traffic of each device of {found.name}: {shown}; what is booked keeps what was quoted")
+    _tell(found, "; ".join(said))
 
 
 @app.command("pause")
@@ -378,6 +423,32 @@ def _tell(host: "Host", text: str) -> None:
         put_json(host)
         return
     say(text)
+
+
+def _tier(host: "Host") -> str:
+    return (host.connection.tier if host.connection is not None else "") or "-"
+
+
+def _place(host: "Host") -> str:
+    place = host.location
+    return "-" if place is None else "/".join(word for word in (place.country, place.region, place.city) if word)
+
+
+def _connection_rows(host: "Host") -> list[list[str]]:
+    rows: list[list[str]] = []
+    if (found := host.connection) is not None:
+        if found.download_mbit_s is not None and found.upload_mbit_s is not None:
+            speed = f"{found.download_mbit_s:.0f} Mbit/s down, {found.upload_mbit_s:.0f} Mbit/s up"
+            rows.append(["bandwidth", f"{speed}, measured {instant(found.bandwidth_at)}"])
+        if found.rtt_ms is not None and found.jitter_ms is not None and found.loss_percent is not None:
+            lost = f"jitter {found.jitter_ms:.1f} ms, {found.loss_percent:.1f} % lost"
+            rows.append(["round trip", f"{found.rtt_ms:.1f} ms to {found.relay}, {lost}"])
+        rows.append(["tier", _tier(host) + ("" if found.is_recommended else " (less than recommended)")])
+    if host.location is not None:
+        rows.append(["location", f"{_place(host)}, as its provider says"])
+    elif host.location_note:
+        rows.append(["location", host.location_note])
+    return rows
 
 
 def _hardware(host: "Host") -> str:

@@ -49,12 +49,13 @@ def offers(json: JsonOption = False) -> None:
             memory(offer.memory_bytes),
             memory(offer.gpu_memory_bytes) if offer.gpu_memory_bytes else "-",
             traffic_cap(offer.traffic_cap_bytes),
+            offer.tier or "-",
             usd(offer.rate_uc_per_hour),
             offer.provider + (" (development)" if offer.development else ""),
         ]
         for offer in sorted(found.offers, key=lambda offer: (offer.kind != "gpu", offer.rate_uc_per_hour))
     ]
-    counts = ["FREE", "HOSTS", "MOST/HOST", "CORES", "MEMORY", "GPU MEMORY", "INTERNET", "PER HOUR"]
+    counts = ["FREE", "HOSTS", "MOST/HOST", "CORES", "MEMORY", "GPU MEMORY", "INTERNET", "TIER", "PER HOUR"]
     put(table(["MODEL", "KIND", *counts, "PROVIDER"], rows, right=counts))
     say(f"as of {instant(found.as_of)}; memory, cores, internet and price are those of one device")
 

@@ -161,6 +161,42 @@ def checked_bind(text: str, option: str) -> str:
     return text
 
 
+def parse_location(text: str) -> tuple[str, str, str]:
+    """
+    Country, region and city of a text like DE/Hesse/Frankfurt; the last two may be left out.
+
+    Raises:
+        UsageProblem: it does not begin with two letters, or has more parts.
+    """
+    country, *rest = [part.strip() for part in text.split("/")]
+    if len(country) != 2 or not country.isascii() or not country.isalpha() or len(rest) > 2:
+        raise UsageProblem(
+            f"--location {text!r} is not a country of two letters, a region and a city; nothing was asked for",
+            hint="write it like --location DE/Hesse/Frankfurt",
+        )
+    region, city = (*rest, "", "")[:2]
+    return country.upper(), region, city
+
+
+def parse_degrees(text: str) -> tuple[float, float]:
+    """
+    Latitude and longitude of a text like 50.11,8.68.
+
+    Raises:
+        UsageProblem: it is something else, or no place on the earth.
+    """
+    try:
+        latitude, longitude = (float(part) for part in text.split(","))
+    except ValueError:
+        latitude = longitude = math.nan
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise UsageProblem(
+            f"--at {text!r} is not a latitude and a longitude in degrees; nothing was asked for",
+            hint="write it like --at 50.11,8.68; south and west are negative: --at=-33.87,151.21",
+        )
+    return latitude, longitude
+
+
 def _is_ipv4(text: str) -> bool:
     try:
         IPv4Address(text)

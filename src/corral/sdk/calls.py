@@ -249,6 +249,15 @@ def set_traffic_cap(name_or_id: str, cap_bytes: int | None) -> Call[api.Host]:
     return Call(method="PUT", path=path, read=_model(api.Host), body=body, is_repeatable=True)
 
 
+def claim_location(
+    name_or_id: str, *, country: str, region: str, city: str, latitude: float, longitude: float
+) -> Call[api.Host]:
+    path = f"{_host_path(name_or_id)}/location"
+    with _request():
+        request = api.LocationRequest(country=country, region=region, city=city, latitude=latitude, longitude=longitude)
+    return Call(method="PUT", path=path, read=_model(api.Host), body=_json(request), is_repeatable=True)
+
+
 def _host_path(name_or_id: str) -> str:
     return f"/v1/hosts/{_checked(name_or_id, kind='host', hint='`corral host list`')}"
 

@@ -163,6 +163,21 @@ class Client:
         """What each device of the host may have with the internet in an hour, in later bookings; None is no cap."""
         return self._run(calls.set_traffic_cap(name_or_id, cap_bytes))
 
+    def claim_location(
+        self, name_or_id: str, *, country: str, region: str = "", city: str = "", latitude: float, longitude: float
+    ) -> api.Host:
+        """
+        Says where the host is, in degrees and words; `country` is two letters (ISO 3166-1).
+
+        Raises:
+            Refused: a relay answers the host sooner than light could from there.
+        """
+        return self._run(
+            calls.claim_location(
+                name_or_id, country=country, region=region, city=city, latitude=latitude, longitude=longitude
+            )
+        )
+
     # --- market ---
 
     def offers(self) -> api.Offers:
@@ -400,6 +415,21 @@ class AsyncClient:
     async def set_traffic_cap(self, name_or_id: str, cap_bytes: int | None) -> api.Host:
         """What each device of the host may have with the internet in an hour, in later bookings; None is no cap."""
         return await self._run(calls.set_traffic_cap(name_or_id, cap_bytes))
+
+    async def claim_location(
+        self, name_or_id: str, *, country: str, region: str = "", city: str = "", latitude: float, longitude: float
+    ) -> api.Host:
+        """
+        Says where the host is, in degrees and words; `country` is two letters (ISO 3166-1).
+
+        Raises:
+            Refused: a relay answers the host sooner than light could from there.
+        """
+        return await self._run(
+            calls.claim_location(
+                name_or_id, country=country, region=region, city=city, latitude=latitude, longitude=longitude
+            )
+        )
 
     async def offers(self) -> api.Offers:
         """What can be rented at this moment."""
