@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from corral import clusters
 from corral.api.loops import Loop
-from corral.devices import AgentDesk, DesiredSource
+from corral.devices import AgentDesk, DesiredSource, places
 from corral.devices import loop as devices_loop
 from corral.market import Prices
 from corral.platform.http import Platform
@@ -22,5 +22,6 @@ def loops_of(platform: Platform, app: FastAPI, prices: Prices, stopping: asyncio
     desk: AgentDesk = app.state.agent_desk
     return [
         Loop("devices", lambda: devices_loop.run(desk, stopping)),
+        Loop("places", lambda: places.run(platform, stopping)),
         Loop("clusters", lambda: clusters.run(platform, prices, stopping)),
     ]

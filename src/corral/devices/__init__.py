@@ -15,6 +15,7 @@ from corral.devices.hosts import (
 )
 from corral.devices.hosts import host_by_id as host
 from corral.devices.measures import rtts_to_relays
+from corral.devices.places import Place, places_of
 from corral.devices.revisions import begin_epoch, bump, revision_of
 from corral.devices.routes import router
 from corral.devices.state import Health, Intent, Liveness, liveness_of, status_of
@@ -31,6 +32,7 @@ __all__ = [
     "Host",
     "Intent",
     "Liveness",
+    "Place",
     "RentableDevice",
     "agent_routes",
     "begin_epoch",
@@ -44,6 +46,7 @@ __all__ = [
     "host_by_id",
     "hosts_by_id",
     "liveness_of",
+    "places_of",
     "read_message",
     "release",
     "rentable",

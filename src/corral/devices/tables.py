@@ -118,6 +118,32 @@ relay_measure = Table(
 )
 """The last that each relay's gauge has stated of each host. Zero: not measured."""
 
+place = Table(
+    "place",
+    metadata,
+    Column("host_id", Text, ForeignKey("host.id"), primary_key=True),
+    Column("x_ms", Real, nullable=False),
+    Column("y_ms", Real, nullable=False),
+    Column("z_ms", Real, nullable=False),
+    Column("height_ms", Real, nullable=False),
+    Column("pairs", Integer, nullable=False),
+    Column("error", Real, nullable=False),
+    Column("fitted_at", Instant, nullable=False),
+    CheckConstraint("height_ms >= 0 AND pairs > 0", name="sound"),
+)
+"""Network coordinates of hosts and relays (`coordinates.fit`). `error`: relative, median over the host's pairs."""
+
+place_fit = Table(
+    "place_fit",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("claim_token", Text, nullable=False, server_default=text("''")),
+    Column("claimed_until", Instant),
+    Column("newest_at", Instant),
+    CheckConstraint('"only"', name="one_row"),
+)
+"""Which replica fits at present, and the newest measurement that the last fit knew."""
+
 device = Table(
     "device",
     metadata,

@@ -59,6 +59,7 @@ class ServerSettings(BaseModel):
     fee_basis_points: Annotated[int, Field(ge=0, le=10_000)] = Field(default=500, description="the network's share")
     ticket_expiry_s: Seconds = Field(default=60, description="a browser's one-time way into a cluster's pages")
     session_expiry_s: Seconds = Field(default=12 * 3600, description="a browser's session on a cluster's origin")
+    places_period_s: Seconds = Field(default=60, description="network coordinates are fitted at most this often")
     poll_s: Seconds = Field(default=1, description="reconcilers look this often, nudged or not")
 
 

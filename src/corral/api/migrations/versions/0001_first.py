@@ -146,6 +146,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_person_name")),
     )
     op.create_table(
+        "place_fit",
+        sa.Column("only", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("claim_token", sa.Text(), server_default=sa.text("''"), nullable=False),
+        sa.Column("claimed_until", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.Column("newest_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
+        sa.CheckConstraint('"only"', name=op.f("ck_place_fit_one_row")),
+        sa.PrimaryKeyConstraint("only", name=op.f("pk_place_fit")),
+    )
+    op.create_table(
         "quote",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("renter_id", sa.Text(), nullable=False),
@@ -365,6 +374,20 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cluster_id", "name", name="pk_phase"),
     )
     op.create_table(
+        "place",
+        sa.Column("host_id", sa.Text(), nullable=False),
+        sa.Column("x_ms", sa.Double(), nullable=False),
+        sa.Column("y_ms", sa.Double(), nullable=False),
+        sa.Column("z_ms", sa.Double(), nullable=False),
+        sa.Column("height_ms", sa.Double(), nullable=False),
+        sa.Column("pairs", sa.Integer(), nullable=False),
+        sa.Column("error", sa.Double(), nullable=False),
+        sa.Column("fitted_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.CheckConstraint("height_ms >= 0 AND pairs > 0", name=op.f("ck_place_sound")),
+        sa.ForeignKeyConstraint(["host_id"], ["host.id"], name=op.f("fk_place_host_id_host")),
+        sa.PrimaryKeyConstraint("host_id", name=op.f("pk_place")),
+    )
+    op.create_table(
         "relay",
         sa.Column("host_id", sa.Text(), nullable=False),
         sa.Column("port_first", sa.Integer(), nullable=False),
@@ -567,6 +590,7 @@ def downgrade() -> None:
     op.drop_table("roster")
     op.drop_table("relay_measure")
     op.drop_table("relay")
+    op.drop_table("place")
     op.drop_table("phase")
     op.drop_index("uq_node_address", table_name="node", postgresql_where=sa.text("removed_at IS NULL"))
     op.drop_index("ix_node_host_wanted", table_name="node", postgresql_where=sa.text("removed_at IS NULL"))
@@ -590,6 +614,7 @@ def downgrade() -> None:
     op.drop_table("revision_epoch")
     op.drop_index("ix_quote_renter", table_name="quote")
     op.drop_table("quote")
+    op.drop_table("place_fit")
     op.drop_table("person")
     op.drop_index("uq_mesh_network_open", table_name="mesh_network", postgresql_where=sa.text("closed_at IS NULL"))
     op.drop_table("mesh_network")
