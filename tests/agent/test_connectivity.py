@@ -264,3 +264,14 @@ async def test_a_development_slice_measures_briefly(tmp_path: Path) -> None:
     gauge, other = Gauge(100, 100, 5), Gauge(100, 100, 6)
     await World(tmp_path, gauge, other, development=True).measure()
     assert (gauge.efforts, other.efforts) == ([BRIEF], [])
+
+
+async def test_while_the_control_plane_is_away_statements_do_not_pile_up(tmp_path: Path) -> None:
+    """A report that is too long would be refused for ever; the newest are kept."""
+    world = World(tmp_path, *(Gauge(600, 400, number) for number in range(1, 60)))
+    for first in range(0, 59, 10):
+        await world.measure(world.specs[first : first + 10])
+        world.clock.advance(RTT_PERIOD_S)
+    said = world.connectivity.statements()
+    assert len(said) == 32
+    assert msgspec.json.decode(said[-1].payload, type=Statement).relay_id == world.specs[-1].relay_id

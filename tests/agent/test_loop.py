@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from agent.containers.builders import HOST, NET_IMAGE, NOW, RAY_IMAGE, a_desired, a_node, facts
+from agent.test_connectivity import Client, Gauge, spec
 from corral.agent.control_plane import ControlPlane, ServerTime
 from corral.agent.hardware import EngineFacts
 from corral.agent.host_engine import HostEngine
@@ -53,6 +54,7 @@ class Assembled:
     def __init__(self, folder: Path) -> None:
         self.engine, self.clock, self.desk = FakeEngine(images={NET_IMAGE, RAY_IMAGE}), FakeClock(NOW), Desk()
         self.folder = folder
+        self.gauge = Gauge(300, 100, 12)
 
     @asynccontextmanager
     async def running(self):
@@ -65,6 +67,7 @@ class Assembled:
         agent = Agent(
             SETTINGS, machine, keeper, cast(ControlPlane, self.desk), cast(HostEngine, Images()),
             folder=self.folder, clock=self.clock, time=time, site=None,
+            gauge_client=cast(Any, lambda spec: Client(self.gauge, spec.relay_id)),
         )  # fmt: skip
         task = asyncio.create_task(agent.run())
         try:
@@ -106,6 +109,26 @@ async def test_nothing_is_reported_before_the_host_was_looked_at(assembled: Asse
         assert (first.sequence, first.nodes[0].work, first.nodes[0].pause) == (1, "running", "running")
         assert first.hardware is not None
         assert first.seen == Revision(0, 0)
+
+
+async def test_what_relays_have_measured_is_told_once_and_keeps_a_slow_host_out(assembled: Assembled) -> None:
+    """The statements arrive with the table that follows from them; permits are in no record on disk."""
+    async with assembled.running():
+        await settle()
+        document = msgspec.structs.replace(a_desired(1), gauges=(spec(1),))
+        await assembled.answer(document)
+        told = [report for report in assembled.desk.reports if report.statements]
+        assert len(told[-1].statements) == 2
+        assert told[-1].checks is not None
+        rows = {row.rule: (row.outcome, row.value) for row in told[-1].checks}
+        assert rows["download"] == ("pass", "300 Mbit/s, less than recommended")
+        assert rows["upload"] == ("fail", "100 Mbit/s")
+        assert rows["ping"] == ("pass", "12.0 ms")
+        await assembled.answer(msgspec.structs.replace(document, revision=Revision(1, 2)))
+        assert assembled.desk.reports[-1].statements == ()
+    kept = [path.read_text() for path in assembled.folder.rglob("*.json")]
+    assert any("download_mbit_s" in text for text in kept)
+    assert not any("permit" in text and spec(1).permit in text for text in kept)
 
 
 async def test_a_refused_document_is_not_seen_and_ends_nothing(assembled: Assembled) -> None:

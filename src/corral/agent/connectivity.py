@@ -48,6 +48,8 @@ FULL = Effort(streams=4, seconds=4.0, bytes_max=800 * MIB)
 BRIEF = Effort(streams=2, seconds=0.3, bytes_max=2 * MIB)
 """In development, where several agents share one machine and its rules are relaxed."""
 
+STATEMENTS_MAX = 32
+"""That wait to be told: two of each of 16 relays."""
 RECORD = "connectivity.json"
 _log = structlog.get_logger(__name__)
 
@@ -255,7 +257,11 @@ class Connectivity:
         self._failures.pop(spec.relay_id, None)
         if effort is not None and self._is_hired() and self._would_lower(statement):
             return statement  # Not told: what a renter's traffic leaves over is not the link.
-        self._statements[f"{spec.relay_id} {'bandwidth' if effort else 'rtt'}"] = signed
+        key = f"{spec.relay_id} {'bandwidth' if effort else 'rtt'}"
+        self._statements.pop(key, None)
+        self._statements[key] = signed
+        while len(self._statements) > STATEMENTS_MAX:  # The control plane is away, and relays come and go.
+            del self._statements[next(iter(self._statements))]
         return statement
 
     async def _session(self, spec: GaugeSpec, effort: Effort | None) -> tuple[SignedStatement, Statement]:

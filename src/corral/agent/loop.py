@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from corral.agent.documents import DocumentRefused
 from corral.agent.exchange import Exchanger
 from corral.agent.gateway import AuthoriseService, GatewayConfigurer, GatewaySite, LeafProbe, LeafTarget, Readiness
 from corral.agent.gateway.probe import period_s
+from corral.agent.gauging import GaugeClient
 from corral.agent.host_engine import HostEngine, lan_addresses
 from corral.agent.images import ImageStore
 from corral.agent.leaves import LeafView
@@ -39,7 +40,7 @@ from corral.agent.settings import (
 from corral.core.clock import Clock, SystemClock
 from corral.core.errors import CorralError
 from corral.protocol.roster import Roster
-from corral.wire.agent import Desired, Hardware, NodeReport, Report, Revision
+from corral.wire.agent import Desired, GaugeSpec, Hardware, NodeReport, Report, Revision
 
 HARDWARE_PERIOD_S = 300.0
 """How often the hardware is looked at again: a card may fall off its bus, a disk fill up."""
@@ -110,6 +111,7 @@ class Agent:
         clock: Clock,
         time: ServerTime,
         site: GatewaySite | None,
+        gauge_client: Callable[[GaugeSpec], GaugeClient] = GaugeClient,
     ) -> None:
         self._settings = settings
         self._machine = machine
@@ -133,6 +135,7 @@ class Agent:
             is_hired=lambda: any(node.work == "running" for node in keeper.reports()),
             is_development=settings.development,
             told=self._connection_told,
+            client=gauge_client,
         )
         self._machine.measured(self._connectivity.link)
         self._refused_document = ""
