@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -28,7 +29,7 @@ from corral.protocol.gauge import (
     verify_statement,
 )
 from corral.relay.gauge.limits import GaugeLimits
-from corral.relay.gauge.process import GaugeProcess
+from corral.relay.gauge.process import NICE, GaugeProcess
 from corral.relay.gauge.server import GaugeIdentity, GaugeServer
 from corral.testing.ids import numbered_id
 from corral.wire.agent import GaugeSpec, SignedStatement
@@ -182,10 +183,13 @@ async def test_the_process_serves_at_a_port_and_ends_with_whoever_started_it() -
         client = GaugeClient(spec(port))
         assert await client.round_trips(5) == 5
         assert stated(await client.statement()).round_trips == 4
+    [child] = [one for one in psutil.Process().children() if "corral.relay.gauge" in one.cmdline()]
+    assert child.nice() == min(19, psutil.Process().nice() + NICE)
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
     assert process.port == 0
+    assert not child.is_running()
     with pytest.raises(GaugeFailed):
         await GaugeClient(spec(port)).statement()
 
