@@ -1,5 +1,6 @@
 """One local network for all end-to-end tests, and a cluster on its three hosts, made anew when a test has ended it."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -63,3 +64,15 @@ def upstream_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     subprocess.run([*command, str(ROOT / "images/ray/requirements.txt")], check=True, env=dict(os.environ))
     return folder / "bin/ray"
+
+
+@pytest.fixture(scope="package")
+def corral_beside_ray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH with `corral` and what its SDK needs that Ray's own environment has not."""
+    folder = tmp_path_factory.mktemp("beside-ray")
+    for name in ("corral", "httpx", "httpcore", "h11", "anyio", "msgspec", "pathspec", "websockets"):
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        assert found.origin is not None
+        (folder / name).symlink_to(Path(found.origin).parent)
+    return folder

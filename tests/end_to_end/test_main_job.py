@@ -89,6 +89,22 @@ def test_upstream_ray_client_submits_follows_and_stops_jobs(
     assert "STOPPED" in ray("status", "long").stdout.upper()
 
 
+def test_ray_finds_a_cluster_by_the_scheme_corral(
+    network: LocalNetwork, cluster: api.Cluster, upstream_ray: Path, corral_beside_ray: Path
+) -> None:
+    """Where `corral` is installed beside Ray, the name of the cluster is all that Ray has to be told."""
+    own = {"RAY_API_SERVER_ADDRESS": f"corral://{cluster.name}", "PYTHONPATH": str(corral_beside_ray)}
+    done = subprocess.run(
+        [str(upstream_ray), "job", "submit", "--", "echo", "found", "it"],
+        env=network.people["rae"].environment() | own,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "found it" in done.stdout
+
+
 def test_control_plane_killed_while_a_job_runs_does_not_touch_the_job(
     network: LocalNetwork, renter: Client, cluster: api.Cluster, tmp_path: Path
 ) -> None:
