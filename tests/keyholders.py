@@ -45,4 +45,5 @@ def operations(app: FastAPI) -> Iterator[tuple[str, str]]:
 def filled(path: str) -> str:
     """A path template with well-formed values that name nothing."""
     ids = {"key_id": numbered_id("key", 999_999), "quote_id": numbered_id("qt", 999_999)}
+    ids["guest_id"] = numbered_id("gu", 999_999)
     return re.sub(r"\{(\w+)(?::\w+)?\}", lambda match: ids.get(match[1], "nothing"), path)

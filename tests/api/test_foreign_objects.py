@@ -62,6 +62,9 @@ CLUSTERS = [
     ("POST", "/extension", {"id": numbered_id("ex", 7), "hours": 1}),
     ("POST", "/tickets", None),
     ("GET", "/bill", None),
+    ("GET", "/guests", None),
+    ("PUT", f"/guests/{numbered_id('gu', 7)}", {"direct_key": f"{'A' * 43}=", "relayed_key": f"B{'A' * 42}="}),
+    ("DELETE", f"/guests/{numbered_id('gu', 7)}", None),
     ("GET", "/rosters", None),
     ("GET", "/rosters?after=1", None),
 ]

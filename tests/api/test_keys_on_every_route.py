@@ -49,6 +49,9 @@ PEOPLE = {
     ("POST", "/v1/clusters/{name_or_id}/tickets"),
     ("GET", "/v1/clusters/{name_or_id}/bill"),
     ("GET", "/v1/clusters/{name_or_id}/rosters"),
+    ("GET", "/v1/clusters/{name_or_id}/guests"),
+    ("PUT", "/v1/clusters/{name_or_id}/guests/{guest_id}"),
+    ("DELETE", "/v1/clusters/{name_or_id}/guests/{guest_id}"),
 }
 """Need somebody's key, and show or change only what is theirs."""
 
@@ -64,6 +67,10 @@ BODIES: dict[tuple[str, str], object] = {
     ("POST", "/v1/quotes"): {"cpu": 1},
     ("POST", "/v1/clusters"): {"id": numbered_id("bk", 1), "quote_id": numbered_id("qt", 1)},
     ("POST", "/v1/clusters/{name_or_id}/extension"): {"id": numbered_id("ex", 1), "hours": 1},
+    ("PUT", "/v1/clusters/{name_or_id}/guests/{guest_id}"): {
+        "direct_key": f"{'A' * 43}=",
+        "relayed_key": f"B{'A' * 42}=",
+    },
     ("POST", "/v1/credits"): {"id": numbered_id("tr", 1), "person": "ada", "amount_uc": 1},
 }
 """Well-formed bodies, so that a refusal is about the key and nothing else."""

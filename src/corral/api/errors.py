@@ -111,6 +111,8 @@ STATUS_OF: Mapping[type[CorralError], int] = {
     clusters.ImageUnavailable: 503,
     clusters.ClusterNotReady: 409,
     clusters.ClusterOver: 409,
+    clusters.TooManyGuests: 409,
+    clusters.GuestRefused: 409,
     clusters.NotAGateway: 403,
     clusters.TransitionIllegal: 500,
 }

@@ -76,6 +76,29 @@ class ClusterOver(ClustersError):
         super().__init__(f"cluster {name} is {state}; nothing was changed", name=name, state=state)
 
 
+class TooManyGuests(ClustersError):
+    """As many machines of the renter's are in the mesh as may be."""
+
+    code = "too_many_guests"
+
+    def __init__(self, name: str, held: int) -> None:
+        super().__init__(
+            f"{held} machines of yours are connected to cluster {name} already; this one was not added",
+            hint="end one of their `corral connect`; one that has gone silent is taken out by itself",
+            name=name,
+            held=held,
+        )
+
+
+class GuestRefused(ClustersError):
+    """A machine cannot be added with this id or these keys: another member has them."""
+
+    code = "guest_refused"
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"another member has this {what}; nothing was added to cluster {name}", name=name, what=what)
+
+
 class NotAGateway(ClustersError):
     """A host that is no gateway asked what only gateways may."""
 

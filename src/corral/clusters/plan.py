@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from corral.clusters.guest import apart
 from corral.clusters.phases import START_PHASES, details, has_containers, has_keys, reached
 from corral.clusters.snapshot import NodeView, Snapshot
 from corral.clusters.states import ClusterState
@@ -168,7 +169,8 @@ def roster_members(snapshot: Snapshot) -> tuple[Member, ...]:
     """The members that a roster can name now, in its order."""
     nodes = [node for node in snapshot.nodes if has_keys(node)]
     routers = _routers(nodes)
-    return in_order(_member(node, routers.get(node.node_id, "")) for node in nodes)
+    members = [_member(node, routers.get(node.node_id, "")) for node in nodes]
+    return in_order([*members, *apart(snapshot.guests, members)])
 
 
 def _plan_start(snapshot: Snapshot, now: datetime) -> list[Action]:

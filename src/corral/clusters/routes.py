@@ -3,20 +3,21 @@
 from typing import Annotated
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from corral import bookings, devices, mesh
 from corral.clusters.access import ENTERABLE, make_ticket
 from corral.clusters.apply import end_by_renter
 from corral.clusters.book import book
 from corral.clusters.errors import ClusterNotReady, ClusterOver
+from corral.clusters.guest_store import GUEST_ID_PATTERN, add_guest, drop_guest, guest_views
 from corral.clusters.loop import bump_cluster_of
 from corral.clusters.states import LIVING, ClusterState
-from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, own_cluster
+from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, look_again, own_cluster
 from corral.clusters.tables import cluster
 from corral.clusters.urls import enter_url
 from corral.clusters.views import cluster_view
-from corral.core.ids import BookingId, ClusterId, HostId, QuoteId
+from corral.core.ids import BookingId, ClusterId, HostId, NodeId, QuoteId
 from corral.identity import CallerDep
 from corral.platform.http import PlatformDep
 from corral.wire import api
@@ -134,6 +135,49 @@ async def create_ticket(name_or_id: str, caller: CallerDep, platform: PlatformDe
         )
     url = enter_url(gateway.gateway_address, row.name, platform.settings.gateway_domain, secret)
     return api.TicketAnswer(url=url, expires_at=expires_at)
+
+
+@router.get("/{name_or_id}/guests")
+async def list_guests(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> list[api.Guest]:
+    """The renter's own machines in the cluster's mesh, in the order of their arrival."""
+    async with platform.database.transaction() as tx:
+        cluster_id = ClusterId((await own_cluster(tx, caller.person_id, name_or_id)).id)
+        return await guest_views(tx, cluster_id, settings=platform.settings, now=platform.clock.now())
+
+
+@router.put("/{name_or_id}/guests/{guest_id}")
+async def put_guest(
+    name_or_id: str,
+    guest_id: Annotated[str, Path(pattern=GUEST_ID_PATTERN)],
+    body: api.GuestRequest,
+    caller: CallerDep,
+    platform: PlatformDep,
+) -> api.Guest:
+    """Adds a machine of the renter's to the mesh, or says that it is still there: it leaves unless that is repeated."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        now = platform.clock.now()
+        if ClusterState(row.state) not in ENTERABLE:
+            raise ClusterNotReady(row.name, row.state)
+        cluster_id = ClusterId(row.id)
+        if await add_guest(tx, row, NodeId(guest_id), body, settings=platform.settings, now=now):
+            await look_again(tx, cluster_id, now)
+        views = await guest_views(tx, cluster_id, settings=platform.settings, now=now)
+        return next(view for view in views if view.id == guest_id)
+
+
+@router.delete("/{name_or_id}/guests/{guest_id}", status_code=204)
+async def remove_guest(
+    name_or_id: str,
+    guest_id: Annotated[str, Path(pattern=GUEST_ID_PATTERN)],
+    caller: CallerDep,
+    platform: PlatformDep,
+) -> None:
+    """Takes a machine of the renter's out of the mesh; again, it changes nothing."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        if await drop_guest(tx, ClusterId(row.id), NodeId(guest_id)):
+            await look_again(tx, ClusterId(row.id), platform.clock.now())
 
 
 @router.get("/{name_or_id}/bill")

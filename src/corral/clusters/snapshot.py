@@ -9,6 +9,7 @@ from corral.clusters.states import ClusterState
 from corral.core.ids import BookingId, ClusterId, HostId, NodeId
 from corral.devices import Liveness
 from corral.mesh import LatestRoster, RelayView
+from corral.protocol.roster import Member
 from corral.wire.agent import NodeReport
 
 Role = Literal["head", "worker", "gateway"]
@@ -87,6 +88,8 @@ class Snapshot:
     roster: LatestRoster | None
     relays: tuple[RelayView, ...] = ()
     """Those that its members should use."""
+    guests: tuple[Member, ...] = ()
+    """Machines of the renter's that are in the mesh."""
     phases: Mapping[str, PhaseView]
     limits: Limits
 

@@ -17,10 +17,8 @@ from corral.devices import DesiredParts
 from corral.platform.database import Tx
 from corral.platform.http import Platform
 from corral.platform.nudges import notify
+from corral.protocol.addresses import MTU
 from corral.wire.agent import LeafSpec, MeshSpec, NodeReport, NodeSpec, RaySpec, Report, Revision, Secrets
-
-MTU = 1280
-"""The smallest that every network carries."""
 
 
 class ClusterSource:

@@ -9,11 +9,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from corral import bookings, devices, mesh
+from corral.clusters import guest_store
 from corral.clusters.errors import ClusterUnknown
 from corral.clusters.sizes import RaySize
 from corral.clusters.snapshot import Limits, NodeView, PhaseView, Snapshot
 from corral.clusters.states import OVER, ClusterState, NodeEnd, check_transition
-from corral.clusters.tables import cluster, cluster_history, node, node_line, phase, ticket, web_session
+from corral.clusters.tables import cluster, cluster_history, guest, node, node_line, phase, ticket, web_session
 from corral.clusters.traffic import cap_of
 from corral.core.ids import BookingId, ClusterId, HostId, LineId, NodeId, PersonId
 from corral.platform.database import Tx
@@ -58,6 +59,12 @@ async def change(tx: Tx, cluster_id: ClusterId, **columns: Any) -> None:
     statement = sa.update(cluster).where(cluster.c.id == cluster_id)
     await tx.execute(statement.values(version=cluster.c.version + 1, **columns))
     await notify(tx, CLUSTER_TOPIC, cluster_id)
+
+
+async def look_again(tx: Tx, cluster_id: ClusterId, now: datetime) -> None:
+    """Wakes the reconciler of a cluster."""
+    await change(tx, cluster_id, due_at=now)
+    await notify(tx, WORK_TOPIC, cluster_id)
 
 
 async def transition(
@@ -179,7 +186,8 @@ async def stamp(tx: Tx, cluster_id: ClusterId, name: str, detail: str, now: date
 
 
 async def close_doors(tx: Tx, cluster_id: ClusterId) -> None:
-    """Ends every ticket and session of a cluster."""
+    """Ends every ticket, session and guest of a cluster."""
+    await tx.execute(sa.delete(guest).where(guest.c.cluster_id == cluster_id))
     await tx.execute(sa.delete(ticket).where(ticket.c.cluster_id == cluster_id))
     await tx.execute(sa.delete(web_session).where(web_session.c.cluster_id == cluster_id))
 
@@ -269,6 +277,9 @@ async def snapshot(
         not_gone=sum(one.removed_at is not None and one.gone_at is None for one in nodes),
         roster=roster,
         relays=mesh.wanted_relays(used, relays),
+        guests=await guest_store.members(
+            tx, cluster_id, roster, observed, now=now, serving_since=serving_since, lapse_s=settings.guest_lapse_s
+        ),
         phases={one.name: PhaseView(at=one.at, detail=one.detail) for one in reached},
         limits=Limits(
             node_start_s=settings.node_start_s,

@@ -12,6 +12,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
@@ -107,6 +108,22 @@ node_line = Table(
     Column("device_key", Text, nullable=False),
     PrimaryKeyConstraint("line_id", name="pk_node_line"),
 )
+
+guest = Table(
+    "guest",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("cluster_id", Text, ForeignKey("cluster.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("direct_key", Text, nullable=False),
+    Column("relayed_key", Text, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    CheckConstraint("direct_key <> relayed_key", name="keys"),
+    UniqueConstraint("cluster_id", "address", name="uq_guest_address"),
+)
+"""A machine of the renter's in the mesh. It lapses at `expires_at` unless it says before that it is still there."""
 
 phase = Table(
     "phase",

@@ -60,6 +60,8 @@ class ServerSettings(BaseModel):
     ticket_expiry_s: Seconds = Field(default=60, description="a browser's one-time way into a cluster's pages")
     session_expiry_s: Seconds = Field(default=12 * 3600, description="a browser's session on a cluster's origin")
     places_period_s: Seconds = Field(default=60, description="network coordinates are fitted at most this often")
+    guests_per_cluster_max: Positive = Field(default=8, description="machines of a renter's own in a cluster's mesh")
+    guest_lapse_s: Seconds = Field(default=120, description="one that is not heard of for so long leaves the mesh")
     poll_s: Seconds = Field(default=1, description="reconcilers look this often, nudged or not")
 
 

@@ -18,6 +18,9 @@ MEMBERS_MAX = 4094
 CLUSTER_NETWORKS = 2 ** (CLUSTER_PREFIX - SPACE.prefixlen)
 """How many distinct /18 there are: 512."""
 
+MTU = 1280
+"""Of both planes: the smallest that every network carries."""
+
 _BLOCK = 2**12
 
 

@@ -404,6 +404,35 @@ class RosterChain(Answer):
     rosters: list[ChainedRoster]
 
 
+WireGuardKey = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")  # 32 bytes in base 64
+]
+
+
+class GuestRequest(Request):
+    """The public keys with which a machine of the renter's joins the mesh. The private ones stay on it."""
+
+    direct_key: WireGuardKey
+    relayed_key: WireGuardKey
+
+
+class Guest(Answer):
+    """A machine of the renter's in the mesh of a cluster: a leaf, which the next roster names."""
+
+    id: str
+    name: str
+    cluster_id: str
+    address: str = Field(description="its own, inside the mesh")
+    network: str = Field(description="the mesh's, with the prefix length")
+    mtu: int
+    head_address: str
+    direct_key: str
+    relayed_key: str
+    created_at: datetime
+    expires_at: datetime = Field(description="when it leaves the mesh unless the same request is sent again before")
+    lapse_s: float = Field(description="how long each such request counts")
+
+
 class TicketAnswer(Answer):
     """A way into the cluster's dashboard for a browser: works once, for a minute."""
 

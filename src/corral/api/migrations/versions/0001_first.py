@@ -259,6 +259,22 @@ def upgrade() -> None:
         sa.UniqueConstraint("host_id", "key", name="uq_device_key"),
     )
     op.create_table(
+        "guest",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("direct_key", sa.Text(), nullable=False),
+        sa.Column("relayed_key", sa.Text(), nullable=False),
+        sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.Column("expires_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.CheckConstraint("direct_key <> relayed_key", name=op.f("ck_guest_keys")),
+        sa.ForeignKeyConstraint(["cluster_id"], ["cluster.id"], name=op.f("fk_guest_cluster_id_cluster")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_guest")),
+        sa.UniqueConstraint("cluster_id", "address", name="uq_guest_address"),
+    )
+    op.create_index(op.f("ix_guest_cluster_id"), "guest", ["cluster_id"], unique=False)
+    op.create_table(
         "host_presence",
         sa.Column("host_id", sa.Text(), nullable=False),
         sa.Column("last_seen_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
@@ -603,6 +619,8 @@ def downgrade() -> None:
     op.drop_table("ledger_transfer")
     op.drop_table("host_revision")
     op.drop_table("host_presence")
+    op.drop_index(op.f("ix_guest_cluster_id"), table_name="guest")
+    op.drop_table("guest")
     op.drop_table("device")
     op.drop_index(op.f("ix_cluster_history_cluster_id"), table_name="cluster_history")
     op.drop_table("cluster_history")
