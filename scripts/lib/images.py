@@ -42,8 +42,12 @@ TRIXIE = Suite(
 )
 BOOKWORM = Suite("bookworm", ("ca-certificates", "python3"), 36)
 
-PROTOCOL_IN_NET = [ROOT / "src" / "corral" / "protocol" / name for name in ("__init__.py", "path_mtu.py", "paths.py")]
-"""Rules that the mesh container shares with the rest; they need nothing but the standard library."""
+_PACKAGE = ROOT / "src" / "corral"
+PACKAGE_IN_NET = [
+    *(_PACKAGE / "protocol" / name for name in ("__init__.py", "path_mtu.py", "paths.py")),
+    *sorted((_PACKAGE / "member").glob("*.py")),
+]
+"""What the mesh container shares with the rest; it needs nothing but the standard library."""
 
 # Taken out of a debootstrap base: caches, and documents that nobody reads in a container.
 _CLEARED = (
@@ -72,7 +76,7 @@ class Builder:
 
     def ensure(self) -> dict[str, str]:
         """Ids of the three images, built where needed, and written to `.cache/images.json`."""
-        net_sources = [IMAGES / "net", IMAGES / "common", *PROTOCOL_IN_NET]
+        net_sources = [IMAGES / "net", IMAGES / "common", *PACKAGE_IN_NET]
         net_recipe = digest_of(net_sources, self._architecture, "net", *TRIXIE.packages)
         ray_recipe = digest_of(
             [IMAGES / "ray", IMAGES / "common"], self._architecture, "ray", *BOOKWORM.packages, repr(self._options)
@@ -107,11 +111,13 @@ class Builder:
 
     def _build_net(self, recipe: str) -> str:
         with _context() as folder:
-            package = folder / "net" / "corral" / "protocol"
-            package.mkdir(parents=True)
-            (package.parent / "__init__.py").write_text('"""The part of Corral that runs in this image."""\n')
-            for source in PROTOCOL_IN_NET:
-                shutil.copy(source, package)
+            package = folder / "net" / "corral"
+            package.mkdir()
+            (package / "__init__.py").write_text('"""The part of Corral that runs in this image."""\n')
+            for source in PACKAGE_IN_NET:
+                target = package / source.relative_to(_PACKAGE)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy(source, target)
             base, network = self._base(TRIXIE)
             return self._build("corral-net", "net/Dockerfile", folder, recipe, network, {"BASE": base})
 

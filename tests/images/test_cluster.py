@@ -135,7 +135,7 @@ class OpenedFirewall:
         assert status == 0, text
 
     def __exit__(self, *_: object) -> None:
-        load = f"from corral_net.firewall import rules; print(rules('{self._role}', port=51820, relayed_port=51821))"
+        load = f"from corral.member.firewall import rules; print(rules('{self._role}', port=51820, relayed_port=51821))"
         command = f'cd /corral && python3 -c "{load}" | nft -f -'
         status, text = self._mesh.run("sh", "-c", command)
         assert status == 0, text

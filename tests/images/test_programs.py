@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral_net import calling, firewall, mesh, meter, roster, tunnel
 from corral_program import LINE_BYTES_MAX, ControlInput, Malformed
 from corral_ray import command
 from hypothesis import given
 from hypothesis import strategies as st
 
+from corral.member import calling, firewall, mesh, meter, roster, tunnel
 from corral.protocol.addresses import MEMBERS_MAX, cluster_network, leaf_address, node_address, pin_address
 
 KEYS = [base64.b64encode(n.to_bytes(32, "big")).decode() for n in range(1, 7)]
@@ -275,7 +275,7 @@ def test_missing_setting_is_named(name: str) -> None:
 def test_programs_start_without_more_of_python_than_they_need() -> None:
     """Start-up time is part of every cluster's start: no asyncio, ssl or socket servers in a mesh container."""
     images = Path(__file__).resolve().parents[2] / "images"
-    code = "import sys; import corral_net.mesh, corral_net.web; print(*sys.modules)"
+    code = "import sys; import corral_net.container, corral_net.web; print(*sys.modules)"
     path = f"{images / 'net'}:{images / 'common'}:{images.parent / 'src'}"
     environment = {"PYTHONPATH": path, "PATH": os.environ["PATH"]}
     done = subprocess.run(

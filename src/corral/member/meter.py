@@ -2,8 +2,8 @@
 
 import json
 
-from corral_net import firewall
-from corral_net.commands import run
+from corral.member import firewall
+from corral.member.commands import run
 
 PERIOD_S = 10.0
 """Between two looks at the counters: each is a process of `nft`."""

@@ -1,9 +1,9 @@
-"""The mesh container of a node: firewall first, then WireGuard, then the address, for as long as it runs.
+"""A member of a mesh: firewall first, then WireGuard, then the address, for as long as it runs.
 
 Environment: CORRAL_MESH_ADDRESS, CORRAL_MESH_NETWORK, CORRAL_MESH_ROLE (node or leaf), CORRAL_MESH_MTU,
 CORRAL_MESH_PORT, CORRAL_MESH_CLOSED, addresses that the workload must not reach, CORRAL_MESH_INTERNET (open or closed)
-and CORRAL_MESH_INTERNET_CAP, bytes an hour, 0 for no cap. Rosters come in on stdin; the public keys, the serial in
-force, the peers that answered, those reached through a relay and the traffic go out on stdout. The private keys are
+and CORRAL_MESH_INTERNET_CAP, bytes an hour, 0 for no cap. Rosters come in as messages; the public keys, the serial in
+force, the peers that answered, those reached through a relay and the traffic go out as messages. The private keys are
 made here at every start and stay in this process and on the stdin of `wg`.
 
 There are two planes, `direct` and `relayed`: two WireGuard interfaces with the same peers. Which of them carries the
@@ -11,25 +11,21 @@ traffic to a peer is a route, decided here by `paths` from probes inside the tun
 decided by `path_mtu` from padded ones.
 """
 
-import os
 import select
-import signal
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple, NoReturn, Protocol
 
-from corral_program import ControlInput, Malformed, emit, end_as_fatal
-
+from corral.member import firewall
+from corral.member.calling import Calls
+from corral.member.commands import Fatal, last_words, must, run
+from corral.member.meter import Meter
+from corral.member.probes import Prober
+from corral.member.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
+from corral.member.sizes import Sizes
+from corral.member.tunnel import PeerState, Tunnel, TunnelPeer
 from corral.protocol.paths import Paths, PeerPlan, Plane, Route
-from corral_net import firewall
-from corral_net.calling import Calls
-from corral_net.commands import Fatal, last_words, must, run
-from corral_net.meter import Meter
-from corral_net.probes import Prober
-from corral_net.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
-from corral_net.sizes import Sizes
-from corral_net.tunnel import PeerState, Tunnel, TunnelPeer
 
 PLANES: "tuple[Plane, ...]" = ("direct", "relayed")
 RELAYED_PORT_STEP = 1
@@ -59,15 +55,18 @@ class Settings(NamedTuple):
     cap_bytes: int
 
 
-def main() -> None:
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _end)
-    try:
-        settings = read_settings(dict(os.environ))
-        load_firewall(settings)
-        Mesh(settings).run()
-    except Fatal as error:
-        end_as_fatal(str(error))
+class Inbox(Protocol):
+    """Where messages come from."""
+
+    is_open: bool
+
+    def fileno(self) -> int:
+        """File descriptor that can be read when there are messages."""
+        ...
+
+    def read(self) -> "Sequence[dict[str, object] | Exception]":
+        """What has arrived, in order; an exception for what was none."""
+        ...
 
 
 def read_settings(environment: dict[str, str]) -> Settings:
@@ -127,8 +126,8 @@ def load_firewall(settings: Settings) -> None:
 class Mesh:
     """Both planes of one member, kept at the newest roster."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, inbox: Inbox, emit: "Callable[..., None]") -> None:
+        self._settings, self._input, self._emit = settings, inbox, emit
         self._tunnels: dict[Plane, Tunnel] = {
             plane: Tunnel(firewall.INTERFACES[plane], port=settings.port + n, mark=firewall.FIREWALL_MARK)
             for n, plane in enumerate(PLANES)
@@ -159,7 +158,6 @@ class Mesh:
         self._looks: tuple[float, ...] = ()
         self._minded_at = 0.0
         self._configured_at = self._reported_at = self._observed_at = 0.0
-        self._input = ControlInput()
         self._poll = select.poll()
 
     def run(self) -> NoReturn:
@@ -221,13 +219,13 @@ class Mesh:
 
     # --- what comes in ----------------------------------------------------------------------------------------------
 
-    def _obey(self, message: "dict[str, object] | Malformed") -> None:
-        if isinstance(message, Malformed):
-            emit("refused", serial=None, reason=str(message))
+    def _obey(self, message: "dict[str, object] | Exception") -> None:
+        if isinstance(message, Exception):
+            self._emit("refused", serial=None, reason=str(message))
         elif message.get("type") == "hello":
             self._say_keys()
             if self._roster is not None:
-                emit("configured", serial=self._roster.serial)
+                self._emit("configured", serial=self._roster.serial)
                 self._told = ()
                 self._meter.look(time.monotonic(), is_asked=True)
                 self._observe(time.monotonic())
@@ -236,11 +234,11 @@ class Mesh:
             try:
                 roster = read_roster(message, own_address=self._settings.address, serial_min=serial_min)
             except RosterRefused as refused:
-                emit("refused", serial=message.get("serial"), reason=str(refused))
+                self._emit("refused", serial=message.get("serial"), reason=str(refused))
             else:
                 self._apply(roster)
         else:
-            emit("refused", serial=None, reason="the type is neither roster nor hello")
+            self._emit("refused", serial=None, reason="the type is neither roster nor hello")
 
     def _hear(self, plane: Plane, prober: Prober) -> None:
         now = time.monotonic()
@@ -277,7 +275,7 @@ class Mesh:
             del self._chosen[address]
         self._lay([*self._routes.keys() - self._peers.keys(), *self._sizes.changed()])
         self._configured_at = now
-        emit("configured", serial=roster.serial)
+        self._emit("configured", serial=roster.serial)
         self._told = ()  # said anew for each roster: the same addresses may be other members now
         self._observe(now)
 
@@ -364,7 +362,7 @@ class Mesh:
         must("ip", "-batch", "-", given="".join(f"route flush {peer}/32\n" for peer in self._peers))
         self._lay(self._peers)
         self._told = ()
-        emit("configured", serial=roster.serial)
+        self._emit("configured", serial=roster.serial)
 
     def _has_met(self, address: str, plane: Plane, now: float) -> bool:
         """Whether a peer answers, or has just shaken hands."""
@@ -521,11 +519,11 @@ class Mesh:
         if told != self._told or is_periodic:
             self._told, self._reported_at = told, time.monotonic()
             counted, is_slowed = self._meter.told(), self._meter.is_slowed
-            emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=counted, slowed=is_slowed)
+            self._emit("peers", handshaken=list(self._handshaken), relayed=relayed, bytes=counted, slowed=is_slowed)
 
     def _say_keys(self) -> None:
         keys = {plane: tunnel.public_key for plane, tunnel in self._tunnels.items()}
-        emit("keys", **keys, implementation=self._tunnels["direct"].implementation)
+        self._emit("keys", **keys, implementation=self._tunnels["direct"].implementation)
 
 
 def _key(peer: Peer, plane: Plane) -> str:
@@ -554,7 +552,3 @@ def outside_mtu() -> int:
             return int(file.read())
     except OSError:
         raise Fatal(f"there is no interface {firewall.HOST_INTERFACE} here; the namespace has no network") from None
-
-
-def _end(*_: object) -> NoReturn:
-    os._exit(0)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from corral_net.commands import Fatal, must, run
+from corral.member.commands import Fatal, must, run
 
 TUN = "/dev/net/tun"
 KEEPALIVE_S = 25
