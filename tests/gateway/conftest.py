@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -156,14 +157,15 @@ async def gateway(nginx: str, short_folder: Path) -> AsyncIterator[Gateway]:
         await stack.enter_async_context(service.serving(short_folder / "socket"))
         leaf = leaf_configuration(
             a_leaf(), Secrets(ray_token=RAY_TOKEN), LEAF_SECRET, listen=f"127.0.0.1:{leaf_port}",
-            head=f"127.0.0.1:{head_port}",
+            head=f"127.0.0.1:{head_port}", streams=str(short_folder / "streams"),
         )  # fmt: skip
         front = front_configuration(
             domain="localhost", listen=f"127.0.0.1:{front_port}", auth_socket=str(short_folder / "socket")
         )
+        stack.enter_context(_streams(short_folder / "streams"))
         stack.enter_context(_nginx(nginx, leaf, short_folder / "leaf", log))
         stack.enter_context(_nginx(nginx, front, short_folder / "front", log))
-        await _accepts(leaf_port, front_port)
+        await _accepts(leaf_port, front_port, short_folder / "streams")
         yield Gateway(
             url=f"http://127.0.0.1:{front_port}",
             leaf_url=f"http://127.0.0.1:{leaf_port}",
@@ -197,6 +199,19 @@ async def _serving(application: web.Application, port: int) -> AsyncIterator[Non
 
 
 @contextlib.contextmanager
+def _streams(path: Path) -> Iterator[None]:
+    """The program that carries streams, as a leaf's web container starts it."""
+    net = Path(__file__).resolve().parents[2] / "images" / "net"
+    code = f"import sys; sys.path.insert(0, {str(net)!r}); from corral_net.streams import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@contextlib.contextmanager
 def _nginx(program: str, text: str, folder: Path, log: Path) -> Iterator[None]:
     folder.mkdir()
     (folder / "tmp").mkdir()
@@ -218,14 +233,17 @@ def _nginx(program: str, text: str, folder: Path, log: Path) -> Iterator[None]:
         process.wait(timeout=10)
 
 
-async def _accepts(*ports: int) -> None:
+async def _accepts(*places: int | Path) -> None:
     deadline = asyncio.get_running_loop().time() + 20
-    for port in ports:
+    for place in places:
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                if isinstance(place, Path):
+                    _, writer = await asyncio.open_unix_connection(place)
+                else:
+                    _, writer = await asyncio.open_connection("127.0.0.1", place)
             except OSError:
-                assert asyncio.get_running_loop().time() < deadline, f"nginx does not listen on {port}"
+                assert asyncio.get_running_loop().time() < deadline, f"nobody listens on {place}"
                 await asyncio.sleep(0.02)
                 continue
             writer.close()

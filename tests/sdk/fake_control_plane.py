@@ -61,6 +61,7 @@ class FakeControlPlane:
     quotes: dict[str, api.Quote] = field(default_factory=dict)
     rosters: dict[str, list[api.ChainedRoster]] = field(default_factory=dict)
     """By id of the cluster: the chain as it is served."""
+    guests: dict[str, api.Guest] = field(default_factory=dict)
     roster_key: Ed25519PrivateKey = field(
         default_factory=lambda: Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
     )
@@ -104,6 +105,8 @@ class FakeControlPlane:
             Route(f"{cluster}/tickets", self._do(self._ticket), methods=post),
             Route(f"{cluster}/bill", self._do(self._bill), methods=get),
             Route(f"{cluster}/rosters", self._do(self._rosters), methods=get),
+            Route(f"{cluster}/guests", self._do(self._guests), methods=get),
+            Route(f"{cluster}/guests/{{guest}}", self._do(self._guest), methods=["PUT", "DELETE"]),
             Mount("/c/{name}", routes=self.ray.routes()),
         ]
         return Starlette(routes=routes)
@@ -378,6 +381,33 @@ class FakeControlPlane:
             fee_uc=6_000 * len(lines),
             ledger_sum_uc=0,
         )
+
+    def _guests(self, request: Request, _: bytes) -> list[api.Guest]:
+        cluster_id = self._found(request).id
+        return [guest for guest in self.guests.values() if guest.cluster_id == cluster_id]
+
+    def _guest(self, request: Request, body: bytes) -> api.JoinedGuest | None:
+        cluster_id, guest_id = self._found(request).id, request.path_params["guest"]
+        if request.method == "DELETE":
+            self.guests.pop(guest_id, None)
+            return None
+        keys = api.GuestRequest.model_validate_json(body)
+        guest = api.Guest(
+            id=guest_id,
+            name="guest-9",
+            cluster_id=cluster_id,
+            address="10.128.48.9",
+            network="10.128.0.0/18",
+            mtu=1280,
+            head_address="10.128.0.1",
+            direct_key=keys.direct_key,
+            relayed_key=keys.relayed_key,
+            created_at=NOW,
+            expires_at=NOW + timedelta(minutes=2),
+            lapse_s=120,
+        )
+        self.guests[guest_id] = guest
+        return api.JoinedGuest(**guest.model_dump(), ray_token="0" * 64)
 
     def _rosters(self, request: Request, _: bytes) -> api.RosterChain:
         cluster_id, after = self._found(request).id, int(request.query_params.get("after", "0"))

@@ -17,6 +17,8 @@ from corral_program import ControlInput, Malformed, emit, end_as_fatal
 FOLDER = "/run/corral"
 CONFIGURATION = f"{FOLDER}/nginx.conf"
 CANDIDATE = f"{FOLDER}/nginx.next.conf"
+STREAMS = f"{FOLDER}/streams.sock"
+"""A configuration that passes something on to this socket gets the program that serves it; see `streams`."""
 TAKE_EFFECT_S = 5.0
 POLL_S = 0.01
 WATCH_S = 1.0
@@ -38,6 +40,7 @@ class WebServer:
 
     def __init__(self) -> None:
         self._nginx: subprocess.Popen[bytes] | None = None
+        self._streams: subprocess.Popen[bytes] | None = None
         self._digest: str | None = None
         self._input = ControlInput()
 
@@ -53,6 +56,8 @@ class WebServer:
                     poll.unregister(self._input)
             if self._nginx is not None and self._nginx.poll() is not None:
                 end_as_fatal(f"nginx ended with status {self._nginx.returncode}; its message is on stderr")
+            if self._streams is not None and self._streams.poll() is not None:
+                end_as_fatal(f"the program of streams ended with status {self._streams.returncode}")
 
     def _obey(self, message: "dict[str, object] | Malformed") -> None:
         if isinstance(message, Malformed):
@@ -90,6 +95,9 @@ class WebServer:
             os.unlink(CANDIDATE)
             raise ConfigurationRefused(_without_content(tested.stderr))
         os.replace(CANDIDATE, CONFIGURATION)
+        if self._streams is None and STREAMS in text:
+            command = ("/corral/streams", STREAMS)
+            self._streams = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
         if self._nginx is None:
             # Both streams go to our stderr: stdout carries messages only.
             self._nginx = subprocess.Popen(

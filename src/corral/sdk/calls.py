@@ -349,6 +349,21 @@ def rosters(name_or_id: str, *, after: int) -> Call[api.RosterChain]:
     return Call(method="GET", path=path, read=_model(api.RosterChain), query={"after": str(after)}, is_repeatable=True)
 
 
+def guests(name_or_id: str) -> Call[list[api.Guest]]:
+    return Call(method="GET", path=f"{_cluster_path(name_or_id)}/guests", read=_list_of(api.Guest), is_repeatable=True)
+
+
+def put_guest(name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> Call[api.JoinedGuest]:
+    with _request():
+        request = api.GuestRequest(direct_key=direct_key, relayed_key=relayed_key)
+    path = _guest_path(name_or_id, guest_id)
+    return Call(method="PUT", path=path, read=_model(api.JoinedGuest), body=_json(request), is_repeatable=True)
+
+
+def remove_guest(name_or_id: str, guest_id: str) -> Call[None]:
+    return Call(method="DELETE", path=_guest_path(name_or_id, guest_id), read=_nothing, is_repeatable=True)
+
+
 def create_ticket(name_or_id: str) -> Call[api.TicketAnswer]:
     # A second ticket replaces nothing and lapses by itself.
     path = f"{_cluster_path(name_or_id)}/tickets"
@@ -357,6 +372,10 @@ def create_ticket(name_or_id: str) -> Call[api.TicketAnswer]:
 
 def bill(name_or_id: str) -> Call[api.Bill]:
     return Call(method="GET", path=f"{_cluster_path(name_or_id)}/bill", read=_model(api.Bill), is_repeatable=True)
+
+
+def _guest_path(name_or_id: str, guest_id: str) -> str:
+    return f"{_cluster_path(name_or_id)}/guests/{segment(guest_id)}"
 
 
 def _cluster_path(name_or_id: str) -> str:

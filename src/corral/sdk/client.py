@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from ssl import SSLContext
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeVar
 
 from corral.core.clock import Clock, SystemClock
 from corral.core.ids import TimeOrderedIds, is_id
@@ -18,7 +19,8 @@ from corral.sdk.jobs import AsyncJobs, Jobs
 from corral.wire import api
 
 if TYPE_CHECKING:
-    from corral.sdk.rosters import Members
+    from corral.protocol.roster import Roster
+    from corral.sdk.rosters import ChainReader, Members
 
 T = TypeVar("T")
 
@@ -31,6 +33,19 @@ def new_id(prefix: str) -> str:
 
 
 _ids = TimeOrderedIds(SystemClock(), SystemRandomness())
+
+
+class Gateway(NamedTuple):
+    """A cluster's place at its gateway."""
+
+    url: str
+    api_key: str
+    context: SSLContext | None
+    """How to verify it; None for HTTP on this machine."""
+
+    def __repr__(self) -> str:
+        """Keeps the key out of logs and tracebacks."""
+        return f"Gateway({self.url!r})"
 
 
 class Client:
@@ -228,6 +243,10 @@ class Client:
         """One cluster."""
         return self._run(calls.cluster(name_or_id))
 
+    def cluster_after(self, name_or_id: str, *, version: int, wait_s: int) -> api.Cluster:
+        """The cluster once it is newer than `version`, or as it is after `wait_s` seconds, at most 25."""
+        return self._run(calls.cluster_after(name_or_id, version=version, wait_s=wait_s))
+
     def watch(self, name_or_id: str, *, newer_than: int = 0) -> Iterator[api.Cluster]:
         """The cluster each time that it has changed, until it has ended or failed."""
         version = newer_than
@@ -281,13 +300,42 @@ class Client:
             RosterChainBroken: a roster does not follow from the one before, or the chain is not the one kept.
             KeptRostersUnusable: what is kept cannot be read or written.
         """
-        from corral.sdk.rosters import ChainReader  # needs cryptography, which no other call waits for
+        return self._chain(name_or_id)[1]
 
-        cluster_id = name_or_id if is_id(name_or_id) else self.cluster(name_or_id).id
-        reader = ChainReader.of(cluster_id)
-        while reader.take(self._run(calls.rosters(cluster_id, after=reader.after))):
-            pass
-        return reader.keep(self._clock.now())
+    def roster(self, name_or_id: str) -> "Roster | None":
+        """The newest roster of a cluster's mesh, verified and kept as `members` does it; None before the first."""
+        return self._chain(name_or_id)[0].newest
+
+    def guests(self, name_or_id: str) -> list[api.Guest]:
+        """The person's own machines in a cluster's mesh."""
+        return self._run(calls.guests(name_or_id))
+
+    def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.JoinedGuest:
+        """
+        Adds a machine to a cluster's mesh, or says that it is still there; `sdk.connect` does the rest.
+
+        Args:
+            name_or_id: of the cluster.
+            guest_id: made here (`new_id("gu")`); with the same one the machine keeps its address.
+            direct_key: X25519 public key of its direct plane, base 64.
+            relayed_key: of its relayed plane.
+        """
+        return self._run(calls.put_guest(name_or_id, guest_id, direct_key=direct_key, relayed_key=relayed_key))
+
+    def remove_guest(self, name_or_id: str, guest_id: str) -> None:
+        """Takes a machine out of a cluster's mesh; again, it changes nothing."""
+        self._run(calls.remove_guest(name_or_id, guest_id))
+
+    def gateway(self, name_or_id: str) -> "Gateway":
+        """
+        Where programs reach a cluster that is ready, and what they must show and believe there.
+
+        Raises:
+            ClusterNotReady: it cannot be reached now.
+        """
+        url = checked_url(jobs_url(self.cluster(name_or_id)))
+        context = None if is_plain(url) else tls.gateway_context(self.config)
+        return Gateway(url, config.key_of(self.config), context)
 
     def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""
@@ -300,12 +348,19 @@ class Client:
         Raises:
             ClusterNotReady: it takes no jobs now.
         """
-        url = checked_url(jobs_url(self.cluster(name_or_id)))
-        context = None if is_plain(url) else tls.gateway_context(self.config)
-        key = config.key_of(self.config)
+        url, key, context = self.gateway(name_or_id)
         if url not in self._gateways:
             self._gateways[url] = Executor(url, api_key=key, context=context, sleep=self._sleep)
         return Jobs(self._gateways[url], api_key=key, context=context, new_id=new_id, sleep=self._sleep)
+
+    def _chain(self, name_or_id: str) -> "tuple[ChainReader, Members]":
+        from corral.sdk.rosters import ChainReader  # needs cryptography, which no other call waits for
+
+        cluster_id = name_or_id if is_id(name_or_id) else self.cluster(name_or_id).id
+        reader = ChainReader.of(cluster_id)
+        while reader.take(self._run(calls.rosters(cluster_id, after=reader.after))):
+            pass
+        return reader, reader.keep(self._clock.now())
 
     def _run(self, call: calls.Call[T]) -> T:
         if not call.is_public:
@@ -524,6 +579,18 @@ class AsyncClient:
         while await asyncio.to_thread(reader.take, await self._run(calls.rosters(cluster_id, after=reader.after))):
             pass
         return await asyncio.to_thread(reader.keep, self._clock.now())
+
+    async def guests(self, name_or_id: str) -> list[api.Guest]:
+        """The person's own machines in a cluster's mesh."""
+        return await self._run(calls.guests(name_or_id))
+
+    async def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.JoinedGuest:
+        """Adds a machine to a cluster's mesh, or says that it is still there; see `Client.put_guest`."""
+        return await self._run(calls.put_guest(name_or_id, guest_id, direct_key=direct_key, relayed_key=relayed_key))
+
+    async def remove_guest(self, name_or_id: str, guest_id: str) -> None:
+        """Takes a machine out of a cluster's mesh; again, it changes nothing."""
+        await self._run(calls.remove_guest(name_or_id, guest_id))
 
     async def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""

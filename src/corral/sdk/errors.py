@@ -123,6 +123,30 @@ class KeptRostersUnusable(SdkError):
     code = "kept_rosters_unusable"
 
 
+class ConnectUnsupported(SdkError):
+    """This machine cannot be a member of a mesh as it is."""
+
+    code = "connect_unsupported"
+
+
+class NetworkTaken(SdkError):
+    """This machine has a route, or another connection, to the addresses of the cluster's mesh."""
+
+    code = "network_taken"
+
+
+class MeshFailed(SdkError):
+    """The mesh of a cluster cannot be entered, or not any more, for a reason on this machine."""
+
+    code = "mesh_failed"
+
+
+class PortTaken(SdkError):
+    """Another program of this machine listens where a forwarded port should."""
+
+    code = "port_taken"
+
+
 class JobInvalid(SdkError):
     """Base of what is wrong with a job before anything of it was sent."""
 

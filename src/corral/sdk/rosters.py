@@ -175,6 +175,11 @@ class ChainReader:
         """The serial after which the next page begins: first the last one known is looked at again."""
         return max(self._serial - 1, 0) if self._newest is None else self._serial
 
+    @property
+    def newest(self) -> Roster | None:
+        """The newest roster that was verified; None while there is none."""
+        return self._newest
+
     def take(self, page: api.RosterChain) -> bool:
         """
         Verifies the next page; False once the chain is at its end.

@@ -19,6 +19,10 @@ UPLOAD_BYTES_MAX = "2g"
 STREAM_TIMEOUT = "1d"
 """A job's log may say nothing for hours."""
 
+STREAM_PATH = "/_corral/tcp"
+STREAM_PROTOCOL = "corral-tcp"
+STREAMS_SOCKET = "/run/corral/streams.sock"
+
 _ADDRESS = re.compile(r"^[0-9.]{7,15}$")
 _HEX = re.compile(r"^[0-9a-f]{32,128}$")
 
@@ -67,14 +71,25 @@ HTTP_RULES = f"""
     uwsgi_temp_path /tmp/uwsgi;
     scgi_temp_path /tmp/scgi;
     map_hash_bucket_size 256;
-    # WebSocket alone may change the protocol: any other upgrade would be a tunnel past the rules of this file.
-    map $http_upgrade $corral_upgrade {{ default ''; ~*^websocket$ websocket; }}
+    # WebSocket alone may change the protocol, and our own streams at their own place: any other upgrade would be a
+    # tunnel past the rules of this file.
+    map "$http_upgrade $uri" $corral_upgrade {{
+      default '';
+      "~*^websocket " websocket;
+      "~^{STREAM_PROTOCOL} (?:/c/[^/]+)?{STREAM_PATH}/[0-9]+$" {STREAM_PROTOCOL};
+    }}
     map $corral_upgrade $corral_connection {{ default upgrade; '' ''; }}
 """
 
 
 def leaf_configuration(
-    leaf: LeafSpec, secrets: Secrets, leaf_secret: str, *, listen: str = str(LEAF_PORT), head: str | None = None
+    leaf: LeafSpec,
+    secrets: Secrets,
+    leaf_secret: str,
+    *,
+    listen: str = str(LEAF_PORT),
+    head: str | None = None,
+    streams: str = STREAMS_SOCKET,
 ) -> str:
     """
     The whole nginx configuration of one leaf.
@@ -85,6 +100,7 @@ def leaf_configuration(
         leaf_secret: hex; what a request must carry to be served at all.
         listen: address and port of nginx's `listen`.
         head: `ip:port` of the head's dashboard, where it is not at its usual place (tests).
+        streams: path of the socket of the program that carries streams.
     """
     invariant(_HEX.match(leaf_secret), "a leaf's secret is hexadecimal")
     invariant(_ADDRESS.match(leaf.head_address), "a head's address is an IPv4 address")
@@ -98,6 +114,15 @@ http {{
     map $http_x_corral_leaf_secret $corral_is_known {{ default 0; "{leaf_secret}" 1; }}
     server {{
       listen {listen};
+      location ~ "^{STREAM_PATH}/(?<stream_port>[0-9]{{1,5}})$" {{
+        if ($corral_is_known = 0) {{ return 404; }}
+        proxy_pass http://unix:{streams};
+{UPSTREAM_RULES}
+        proxy_set_header {LEAF_SECRET_HEADER} "";
+        proxy_set_header X-Ray-Authorization "";
+        proxy_set_header X-Corral-Target {(head or leaf.head_address).partition(":")[0]}:$stream_port;
+      }}
+      location /_corral/ {{ return 404; }}
       location / {{
         if ($corral_is_known = 0) {{ return 404; }}
         proxy_pass http://{head or f"{leaf.head_address}:{DASHBOARD_PORT}"};
