@@ -94,6 +94,9 @@ async def test_guest_is_named_as_a_leaf_by_the_next_roster(estate: Estate) -> No
     assert made["head_address"] == head.address
     assert member.address not in {head.address, gateway.address}
     assert roster(estate).serial == before.serial + 1
+    desired = estate.host("barn").desired
+    assert desired is not None
+    assert [made.pop("ray_token")] == [secrets.ray_token for secrets in desired.secrets.values()]
     assert await estate.ok("GET", "/v1/clusters/mnist/guests", estate.renter) == [made]
 
 

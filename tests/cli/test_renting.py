@@ -247,3 +247,11 @@ def test_signed_name_cannot_command_the_terminal(corral: Corral, control_plane: 
     assert ran.code == 0
     assert "n1\ufffd[1A" in ran.out
     assert not set("\x1b\r") & set(ran.out)
+
+
+def test_machine_that_cannot_join_a_mesh_is_told_why(
+    corral: Corral, matches_snapshot: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is asked of the control plane, with a way that needs no rights."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    matches_snapshot(corral("connect", "mnist"), corral("connect", "mnist", "--json"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import urllib.error
 import urllib.request
 
 import pytest
@@ -92,3 +93,21 @@ def test_dead_nginx_takes_its_container_down(lab: Lab) -> None:
     web.run("sh", "-c", "kill -9 $(cat /tmp/nginx.pid)")
     assert "nginx ended" in web.wait_type("fatal")["reason"]
     assert web.wait_exit() == 1
+
+
+def test_configuration_that_names_the_streams_gets_their_program(lab: Lab) -> None:
+    """Any other runs without: a front carries no streams."""
+    web = lab.web("streaming-web", "bridge")
+    web.send(configuration("without"))
+    web.wait_type("serving")
+    assert web.run("sh", "-c", "test -S /run/corral/streams.sock")[0] == 1
+    text = configuration("with")["nginx"].replace(
+        "location / {", "location /streams { proxy_pass http://unix:/run/corral/streams.sock; } location / {"
+    )
+    web.send({"type": "config", "nginx": text})
+    web.wait_type("serving", digest=hashlib.sha256(text.encode()).hexdigest())
+    assert web.run("sh", "-c", "until test -S /run/corral/streams.sock; do sleep 0.05; done")[0] == 0
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"http://{bridge_address(web)}:8080/streams", timeout=10)
+    assert refused.value.code == 400
+    assert b"corral-tcp" in refused.value.read()

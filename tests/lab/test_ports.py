@@ -12,9 +12,10 @@ import msgspec
 import pytest
 from tests.agent.containers.builders import a_device, a_node, facts
 
-from corral.agent.bodies import container_name, mesh_port, node_bodies
+from corral.agent.bodies import container_name, node_bodies
 from corral.agent.docker import DockerRuntime
 from corral.core.units import GIB
+from corral.protocol.peers import mesh_port
 from corral.testing.lab.lab import Lab
 from corral.testing.lab.nat import NatKind
 from corral.wire.agent import Revision

@@ -217,3 +217,14 @@ def test_what_is_no_certificate_is_refused(text: str) -> None:
 
 def _nobody(url: str, sha256: str, is_local: bool) -> None:
     raise AssertionError("nobody should be asked")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_writes_belongs_to_whom_the_folder_belongs_to(tmp_path: Path) -> None:
+    """`sudo corral connect` leaves nothing in a person's folders that she cannot read."""
+    os.chown(tmp_path, 12_345, 12_346)
+    path = tmp_path / "corral" / "connect" / "token"
+    config.write_private(path, "secret")
+    for one in (path, path.parent, path.parent.parent):
+        assert (one.stat().st_uid, one.stat().st_gid) == (12_345, 12_346)
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -34,12 +34,11 @@ from corral.agent.runtime import (
 from corral.core.errors import CorralError
 from corral.core.units import MIB
 from corral.protocol.addresses import CLUSTER_PREFIX, SPACE
+from corral.protocol.peers import mesh_port
 from corral.wire.agent import DeviceOffer, Gpu, LeafSpec, NodeSpec, Revision
 
 Part = Literal["pause", "mesh", "work", "web", "front"]
 
-MESH_PORT_FIRST, MESH_PORTS = 20_000, 6_384
-"""Below the ephemeral ports of Linux, from which the engine chooses what it publishes."""
 FRONT_PORT = 8471
 AUTH_MOUNT = "/run/auth"
 """Where the front finds the agent's authorisation socket."""
@@ -149,17 +148,6 @@ class NodeShare:
 def container_name(node_id: str, part: Part) -> str:
     """The one name that this part of this node can have."""
     return f"corral-{node_id}-{part}"
-
-
-def mesh_port(node_id: str) -> int:
-    """
-    The UDP port at which a member's WireGuard listens in its namespace: another one for each member of a host.
-
-    The engine's masquerading keeps the port of what leaves a container as long as no other container has it. With one
-    port for all, a NAT in front of the host would show several members as one. The relayed plane has the next port.
-    """
-    draw = int.from_bytes(hashlib.sha256(f"mesh port {node_id}".encode()).digest()[:8], "big")
-    return MESH_PORT_FIRST + 2 * (draw % MESH_PORTS)
 
 
 def spec_digest(spec: NodeSpec | LeafSpec) -> str:

@@ -21,9 +21,10 @@ from corral.agent.faults import tidy
 from corral.agent.leaves import LeafConfigurer, LeafView, leaf_secret
 from corral.agent.observe import Found
 from corral.agent.records import Records, RosterMark
-from corral.agent.rosters import accepted_roster, told_of
+from corral.agent.rosters import accepted_roster
 from corral.agent.runtime import Container, ContainerRuntime, RuntimeFailed
 from corral.core.clock import Clock
+from corral.protocol.peers import told_of
 from corral.protocol.roster import RosterRefused, payload_hash
 from corral.wire.agent import Desired, Fault, LeafSpec, NodeSpec, Secrets, SignedRoster
 

@@ -20,6 +20,7 @@ import aiohttp
 from corral.agent.hardware import EngineFacts, engine_facts
 from corral.agent.hardware.memory import disk_free_bytes
 from corral.core.errors import CorralError
+from corral.protocol.peers import LAN_ADDRESSES_MAX, PRIVATE
 
 SOCKET = "/var/run/docker.sock"
 LABEL_PART = "corral.part"
@@ -44,11 +45,6 @@ class Slice:
     memory_bytes: int
     is_whole: bool
     """Whether it lends all that the machine has."""
-
-
-PRIVATE = tuple(IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
-"""RFC 1918: what a router with NAT gives to the hosts behind it."""
-LAN_ADDRESSES_MAX = 4
 
 
 def lan_addresses(addresses: Iterable[str], own_networks: Iterable[IPv4Network]) -> tuple[str, ...]:

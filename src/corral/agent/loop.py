@@ -27,7 +27,6 @@ from corral.agent.images import ImageStore
 from corral.agent.leaves import LeafView
 from corral.agent.machine import Machine
 from corral.agent.nodes import NodeKeeper
-from corral.agent.rosters import ipv4_or_none
 from corral.agent.settings import (
     STATE_DIR,
     HostSettings,
@@ -39,6 +38,7 @@ from corral.agent.settings import (
 )
 from corral.core.clock import Clock, SystemClock
 from corral.core.errors import CorralError
+from corral.protocol.peers import ipv4_or_none
 from corral.protocol.roster import Roster
 from corral.wire.agent import Desired, GaugeSpec, Hardware, NodeReport, Report, Revision
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Set
 
-from corral.agent.bodies import mesh_port
 from corral.agent.channels import Heard
 from corral.agent.runtime import Container
+from corral.protocol.peers import mesh_port
 from corral.wire.agent import ContainerState, Fault, LeafSpec, NodeReport, NodeSpec
 
 

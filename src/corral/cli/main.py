@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import corral
-from corral.cli import account, clusters, credit, hosts, jobs, keys, market, relay, serve
+from corral.cli import account, clusters, connect, credit, hosts, jobs, keys, market, relay, serve
 from corral.cli.output import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -43,6 +43,7 @@ app.command()(market.up)
 app.command()(clusters.ps)
 app.command()(clusters.show)
 app.add_typer(jobs.app, name="job")
+app.command()(connect.connect)
 app.command()(clusters.dashboard)
 app.command()(clusters.extend)
 app.command()(clusters.down)

@@ -13,11 +13,17 @@ from corral.clusters.tables import cluster, node, ticket, web_session
 from corral.core.ids import ClusterId, HostId, KeyId, PersonId
 from corral.core.randomness import Randomness
 from corral.platform.database import Tx
+from corral.platform.master_key import MasterKey
 from corral.platform.settings import ServerSettings
 from corral.wire.agent import AuthoriseReply, AuthoriseRequest
 
 SECRET_BYTES = 32
 ENTERABLE = frozenset({ClusterState.STARTING, ClusterState.READY})
+
+
+def ray_token(master_key: MasterKey, cluster_id: ClusterId) -> str:
+    """What Ray's processes of a cluster ask of each other and of whom they serve, hex: derived, never stored."""
+    return master_key.derive("ray token", cluster_id).hex()
 
 
 async def make_ticket(

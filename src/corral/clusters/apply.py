@@ -66,6 +66,7 @@ async def apply(
             hosts = {str(one.node_id): one.host_id for one in snapshot.nodes}
             await mesh.publish_roster(tx, platform.master_key, cluster_id, members, snapshot.relays, now, hosts=hosts)
             await devices.bump(tx, {one.host_id for one in snapshot.nodes})
+            await change(tx, cluster_id)  # Whoever watches the cluster looks at its roster again.
             await change(tx, cluster_id)
         case BecomeReady():
             await _become_ready(tx, snapshot, now)

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query
 
 from corral import bookings, devices, mesh
-from corral.clusters.access import ENTERABLE, make_ticket
+from corral.clusters.access import ENTERABLE, make_ticket, ray_token
 from corral.clusters.apply import end_by_renter
 from corral.clusters.book import book
 from corral.clusters.errors import ClusterNotReady, ClusterOver
@@ -152,7 +152,7 @@ async def put_guest(
     body: api.GuestRequest,
     caller: CallerDep,
     platform: PlatformDep,
-) -> api.Guest:
+) -> api.JoinedGuest:
     """Adds a machine of the renter's to the mesh, or says that it is still there: it leaves unless that is repeated."""
     async with platform.database.transaction() as tx:
         row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
@@ -163,7 +163,8 @@ async def put_guest(
         if await add_guest(tx, row, NodeId(guest_id), body, settings=platform.settings, now=now):
             await look_again(tx, cluster_id, now)
         views = await guest_views(tx, cluster_id, settings=platform.settings, now=now)
-        return next(view for view in views if view.id == guest_id)
+        view = next(view for view in views if view.id == guest_id)
+        return api.JoinedGuest(**view.model_dump(), ray_token=ray_token(platform.master_key, cluster_id))
 
 
 @router.delete("/{name_or_id}/guests/{guest_id}", status_code=204)

@@ -7,6 +7,7 @@ import msgspec
 import sqlalchemy as sa
 
 from corral import bookings, devices, mesh
+from corral.clusters.access import ray_token
 from corral.clusters.book import WORK_IMAGE
 from corral.clusters.store import WORK_TOPIC, change, lock_clusters
 from corral.clusters.tables import cluster, node, node_line
@@ -62,7 +63,10 @@ class ClusterSource:
         return DesiredParts(
             nodes=tuple(nodes),
             leaves=tuple(leaves),
-            secrets={row.id: Secrets(ray_token=self._ray_token(ClusterId(row.cluster_id))) for row in rows},
+            secrets={
+                row.id: Secrets(ray_token=ray_token(self._platform.master_key, ClusterId(row.cluster_id)))
+                for row in rows
+            },
             rosters=await mesh.signed_rosters(tx, cluster_ids),
         )
 
@@ -122,9 +126,6 @@ class ClusterSource:
             has_internet=row.internet,
             internet_cap_bytes=row.traffic_cap_bytes or 0,
         )
-
-    def _ray_token(self, cluster_id: ClusterId) -> str:
-        return self._platform.master_key.derive("ray token", cluster_id).hex()
 
     async def _device_keys(self, tx: Tx, node_ids: list[str]) -> dict[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {node_id: [] for node_id in node_ids}

@@ -136,6 +136,39 @@ def _counted(counter: str) -> str:
     return f"counter name {counter} accept"
 
 
+def guest_rules(interfaces: "tuple[str, ...]", *, table: str) -> str:
+    """Text for `nft -f` on a machine of the renter's own: of all that it has, only these interfaces are filtered.
+
+    From the mesh only answers come in, and nothing is forwarded between it and any other network.
+
+    Args:
+        interfaces: of the planes.
+        table: its name; replaced as a whole.
+    """
+    mesh = "{ " + ", ".join(f'"{interface}"' for interface in interfaces) + " }"
+    return f"""\
+table inet {table}
+delete table inet {table}
+table inet {table} {{
+  chain input {{
+    type filter hook input priority -10; policy accept;
+    iifname {mesh} ct state established accept
+    iifname {mesh} drop
+  }}
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+    iifname {mesh} drop
+    oifname {mesh} drop
+  }}
+}}
+"""
+
+
+def no_rules(table: str) -> str:
+    """Text for `nft -f` after which a table is gone, whether or not it was there."""
+    return f"table inet {table}\ndelete table inet {table}\n"
+
+
 def _is_closed(address: str) -> bool:
     """Whether a closed network holds this address already: nft takes no overlapping elements."""
     number = int.from_bytes(socket.inet_aton(address), "big")

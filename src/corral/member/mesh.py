@@ -51,8 +51,16 @@ class Settings(NamedTuple):
     mtu: int
     port: int
     closed: tuple[str, ...]
-    has_internet: bool
-    cap_bytes: int
+    has_internet: bool = True
+    cap_bytes: int = 0
+    interfaces: "tuple[str, str]" = (firewall.INTERFACES["direct"], firewall.INTERFACES["relayed"])
+    """Of the direct plane and of the relayed one."""
+    outside: str = firewall.HOST_INTERFACE
+    """The interface that WireGuard's packets leave by; empty if that may change, so that no larger packets are tried."""
+
+    def interface(self, plane: "Plane") -> str:
+        """The interface of a plane."""
+        return self.interfaces[PLANES.index(plane)]
 
 
 class Inbox(Protocol):
@@ -126,10 +134,32 @@ def load_firewall(settings: Settings) -> None:
 class Mesh:
     """Both planes of one member, kept at the newest roster."""
 
-    def __init__(self, settings: Settings, inbox: Inbox, emit: "Callable[..., None]") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        inbox: Inbox,
+        emit: "Callable[..., None]",
+        private_keys: "dict[Plane, str] | None" = None,
+    ) -> None:
+        """Makes both interfaces, without addresses.
+
+        Args:
+            settings: of this member.
+            inbox: rosters come from here.
+            emit: is told what happens: a kind, and fields by name.
+            private_keys: of both planes, base 64; made here if there are none.
+
+        Raises:
+            Fatal: WireGuard does not work here.
+        """
         self._settings, self._input, self._emit = settings, inbox, emit
         self._tunnels: dict[Plane, Tunnel] = {
-            plane: Tunnel(firewall.INTERFACES[plane], port=settings.port + n, mark=firewall.FIREWALL_MARK)
+            plane: Tunnel(
+                settings.interface(plane),
+                port=settings.port + n,
+                mark=firewall.FIREWALL_MARK,
+                private_key=(private_keys or {}).get(plane),
+            )
             for n, plane in enumerate(PLANES)
         }
         self._calls: dict[Plane, Calls] = {plane: Calls(plane) for plane in PLANES}
@@ -138,7 +168,7 @@ class Mesh:
         self._endpoint_number: dict[tuple[str, Plane], int] = {}
         self._shook_at: dict[tuple[str, Plane], float] = {}
         self._paths = Paths()
-        self._sizes = Sizes(settings.mtu, outside=outside_mtu())
+        self._sizes = Sizes(settings.mtu, outside=outside_mtu(settings.outside) if settings.outside else 0)
         self._renewals: deque[float] = deque()
         self._generation: dict[Plane, int] = dict.fromkeys(PLANES, 0)
         """How often a plane was renewed: what was known of its paths is not true any more."""
@@ -180,6 +210,13 @@ class Mesh:
                     raise
             else:
                 self._renew_ended()
+
+    def close(self) -> None:
+        """Take both interfaces away, with their addresses and routes. Only a member that owns no namespace needs it."""
+        for prober in self._probers.values():
+            prober.close()
+        for tunnel in self._tunnels.values():
+            tunnel.close()
 
     def _timeout_ms(self) -> float:
         if self._roster is None:
@@ -374,11 +411,11 @@ class Mesh:
         address, network, mtu = self._settings.address, self._settings.network, self._settings.mtu
         commands: list[str] = []
         for plane in PLANES:
-            interface, pin = firewall.INTERFACES[plane], pin_address(network, address, plane)
+            interface, pin = self._settings.interface(plane), pin_address(network, address, plane)
             commands += [f"address replace {pin}/32 dev {interface}"]
             commands += [f"link set {interface} mtu {self._sizes.largest} up"]
             commands += [f"route replace {pin_network(network, plane)} dev {interface} src {pin}"]
-        direct = firewall.INTERFACES["direct"]
+        direct = self._settings.interface("direct")
         commands += [f"address replace {address}/32 dev {direct}"]
         commands += [f"route replace {network} dev {direct} src {address} mtu {mtu}"]
         must("ip", "-batch", "-", given="\n".join(commands) + "\n")
@@ -404,8 +441,8 @@ class Mesh:
                 del self._routes[address]
                 commands.append(f"route delete {address}/32")
                 continue
-            hops = [f"nexthop dev {firewall.INTERFACES[plane]}" for plane in planes]
-            way = " ".join(hops) if len(hops) > 1 else f"dev {firewall.INTERFACES[planes[0]]}"
+            hops = [f"nexthop dev {self._settings.interface(plane)}" for plane in planes]
+            way = " ".join(hops) if len(hops) > 1 else f"dev {self._settings.interface(planes[0])}"
             commands.append(f"route replace {address}/32 src {self._settings.address} mtu {size} {way}")
             self._routes[address] = wanted
         if commands:
@@ -541,14 +578,14 @@ def _generations(plan: PeerPlan) -> "dict[Plane, str]":
     return {"direct": plan.direct} if plan.relayed is None else {"direct": plan.direct, "relayed": plan.relayed}
 
 
-def outside_mtu() -> int:
+def outside_mtu(interface: str) -> int:
     """What the interface that WireGuard's packets leave by carries in one piece, bytes.
 
     Raises:
         Fatal: there is none.
     """
     try:
-        with open(f"/sys/class/net/{firewall.HOST_INTERFACE}/mtu", encoding="ascii") as file:
+        with open(f"/sys/class/net/{interface}/mtu", encoding="ascii") as file:
             return int(file.read())
     except OSError:
-        raise Fatal(f"there is no interface {firewall.HOST_INTERFACE} here; the namespace has no network") from None
+        raise Fatal(f"there is no interface {interface} here; the namespace has no network") from None

@@ -42,6 +42,10 @@ class Prober:
         self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
         self._socket.bind((pin, PORT))
 
+    def close(self) -> None:
+        """Closes the socket."""
+        self._socket.close()
+
     def fileno(self) -> int:
         """File descriptor to poll for input."""
         return self._socket.fileno()

@@ -52,26 +52,34 @@ class PeerState(NamedTuple):
 class Tunnel:
     """An interface with a key of its own, made here and told to nobody but `wg`."""
 
-    def __init__(self, interface: str, *, port: int, mark: int) -> None:
+    def __init__(self, interface: str, *, port: int, mark: int, private_key: "str | None" = None) -> None:
         """Makes the interface anew, still without address and peers.
 
         Args:
             interface: its name.
             port: UDP port to listen on.
             mark: firewall mark of its own packets.
+            private_key: base 64; made here if there is none.
 
         Raises:
             Fatal: neither kind of WireGuard works here.
         """
         self.interface, self._port, self._mark = interface, port, mark
         self._process = _make_interface(interface)
-        self._private_key = must("wg", "genkey").strip()
+        self._private_key = private_key or must("wg", "genkey").strip()
         self.public_key = must("wg", "pubkey", given=self._private_key).strip()
 
     @property
     def implementation(self) -> str:
         """`kernel` or `wireguard-go`."""
         return "kernel" if self._process is None else "wireguard-go"
+
+    def close(self) -> None:
+        """Takes the interface away."""
+        run("ip", "link", "delete", self.interface)
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(USERSPACE_START_S)
 
     def has_ended(self, *, within_s: float = 0.0) -> bool:
         """Whether wireguard-go has ended, its interface with it, or does so within this time."""

@@ -105,7 +105,7 @@ def save_ca(pem: str, path: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Writes a file in one step, readable by its owner alone (0600); makes its folder if there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_folder(path.parent, mode=0o700)
     # mkstemp makes the file with mode 0600 before a byte is in it.
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -113,10 +113,31 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+            _give(descriptor, path.parent)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """
+    Makes a folder, and those that it is in, unless they are there.
+
+    Under `sudo` they and the files in them belong to whom the folder around them belongs to: what root has written
+    there, the person it belongs to can still read.
+    """
+    if folder.exists():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True, mode=mode)
+    _give(folder, folder.parent)
+
+
+def _give(what: Path | int, folder: Path) -> None:
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.chown(what, owner.st_uid, owner.st_gid)
 
 
 def is_key(text: str) -> bool:

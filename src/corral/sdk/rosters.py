@@ -346,5 +346,5 @@ def _make_folder(folder: Path) -> None:
     """Makes the folder, 0700, within the data folder, which `corral serve` may share."""
     data = folder.parent
     # As root the control plane lets PostgreSQL's own user pass through it.
-    data.mkdir(parents=True, exist_ok=True, mode=0o711 if os.geteuid() == 0 else 0o700)
-    folder.mkdir(exist_ok=True, mode=0o700)
+    config.make_folder(data, mode=0o711 if os.geteuid() == 0 else 0o700)
+    config.make_folder(folder, mode=0o700)

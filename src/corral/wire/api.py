@@ -433,6 +433,16 @@ class Guest(Answer):
     lapse_s: float = Field(description="how long each such request counts")
 
 
+class JoinedGuest(Guest):
+    """A guest, and what it needs to speak to Ray itself."""
+
+    ray_token: str = Field(description="what Ray asks of whom it serves; jobs and every node have it too")
+
+    def __repr__(self) -> str:
+        """Keeps the token out of logs and tracebacks."""
+        return f"JoinedGuest({self.id!r})"
+
+
 class TicketAnswer(Answer):
     """A way into the cluster's dashboard for a browser: works once, for a minute."""
 

@@ -17,11 +17,11 @@ from corral.agent.bodies import (
     SpecRefused,
     front_body,
     leaf_bodies,
-    mesh_port,
     node_bodies,
     spec_digest,
 )
 from corral.core.units import GIB, MIB
+from corral.protocol.peers import mesh_port
 from corral.testing.ids import numbered_id
 from corral.wire.agent import ImageDigest, NodeSpec, Revision
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from corral.agent.bodies import SpecRefused, mesh_port, node_bodies
+from corral.agent.bodies import SpecRefused, node_bodies
 from corral.agent.channels import CHANGES_AT_ONCE, CHANGES_PER_S
 from corral.agent.documents import LEAVES_MAX, UNATTENDED_MAX, DocumentRefused
 from corral.agent.nodes import NodeKeeper
-from corral.agent.rosters import told_of
+from corral.protocol.peers import mesh_port, told_of
 from corral.protocol.roster import GENESIS, Member, Roster, payload_of, sign
 from corral.wire.agent import Desired, Revision, SignedRoster, encode
 
