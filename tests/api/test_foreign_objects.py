@@ -63,6 +63,7 @@ CLUSTERS = [
     ("POST", "/tickets", None),
     ("GET", "/bill", None),
     ("GET", "/guests", None),
+    ("GET", "/ray", None),
     ("PUT", f"/guests/{numbered_id('gu', 7)}", {"direct_key": f"{'A' * 43}=", "relayed_key": f"B{'A' * 42}="}),
     ("DELETE", f"/guests/{numbered_id('gu', 7)}", None),
     ("GET", "/rosters", None),

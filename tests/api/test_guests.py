@@ -91,12 +91,8 @@ async def test_guest_is_named_as_a_leaf_by_the_next_roster(estate: Estate) -> No
     gateway = next(one for one in before.members if one.kind == "leaf")
     assert (member.kind, member.address, member.endpoints) == ("leaf", made["address"], ())
     assert (member.direct_key, member.relayed_key) == tuple(keys(1).values())
-    assert made["head_address"] == head.address
     assert member.address not in {head.address, gateway.address}
     assert roster(estate).serial == before.serial + 1
-    desired = estate.host("barn").desired
-    assert desired is not None
-    assert [made.pop("ray_token")] == [secrets.ray_token for secrets in desired.secrets.values()]
     assert await estate.ok("GET", "/v1/clusters/mnist/guests", estate.renter) == [made]
 
 
@@ -242,3 +238,16 @@ def test_no_two_members_of_a_roster_share_a_key(drawn: list[tuple[int, int]]) ->
     assert len(used) == len(set(used))
     for left_out in (one for one in others if one not in found):
         assert {left_out.direct_key, left_out.relayed_key} & set(used)
+
+
+async def test_renter_is_told_where_ray_is_and_what_it_asks_for(estate: Estate) -> None:
+    """The token that every node has; not of a cluster that is over."""
+    desired = estate.host("barn").desired
+    assert desired is not None
+    head = next(one for one in roster(estate).members if one.kind == "node")
+    told = await estate.ok("GET", "/v1/clusters/mnist/ray", estate.renter)
+    assert told["head_address"] == head.address
+    assert [told["token"]] == [secrets.ray_token for secrets in desired.secrets.values()]
+    await estate.ok("DELETE", "/v1/clusters/mnist", estate.renter)
+    answer = await estate.http.get("/v1/clusters/mnist/ray", headers=estate.renter.headers)
+    assert (answer.status_code, answer.json()["code"]) == (409, "cluster_not_ready")

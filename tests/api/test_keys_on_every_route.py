@@ -50,6 +50,7 @@ PEOPLE = {
     ("GET", "/v1/clusters/{name_or_id}/bill"),
     ("GET", "/v1/clusters/{name_or_id}/rosters"),
     ("GET", "/v1/clusters/{name_or_id}/guests"),
+    ("GET", "/v1/clusters/{name_or_id}/ray"),
     ("PUT", "/v1/clusters/{name_or_id}/guests/{guest_id}"),
     ("DELETE", "/v1/clusters/{name_or_id}/guests/{guest_id}"),
 }

@@ -105,6 +105,7 @@ class FakeControlPlane:
             Route(f"{cluster}/tickets", self._do(self._ticket), methods=post),
             Route(f"{cluster}/bill", self._do(self._bill), methods=get),
             Route(f"{cluster}/rosters", self._do(self._rosters), methods=get),
+            Route(f"{cluster}/ray", self._do(self._ray_access), methods=get),
             Route(f"{cluster}/guests", self._do(self._guests), methods=get),
             Route(f"{cluster}/guests/{{guest}}", self._do(self._guest), methods=["PUT", "DELETE"]),
             Mount("/c/{name}", routes=self.ray.routes()),
@@ -386,7 +387,7 @@ class FakeControlPlane:
         cluster_id = self._found(request).id
         return [guest for guest in self.guests.values() if guest.cluster_id == cluster_id]
 
-    def _guest(self, request: Request, body: bytes) -> api.JoinedGuest | None:
+    def _guest(self, request: Request, body: bytes) -> api.Guest | None:
         cluster_id, guest_id = self._found(request).id, request.path_params["guest"]
         if request.method == "DELETE":
             self.guests.pop(guest_id, None)
@@ -399,7 +400,6 @@ class FakeControlPlane:
             address="10.128.48.9",
             network="10.128.0.0/18",
             mtu=1280,
-            head_address="10.128.0.1",
             direct_key=keys.direct_key,
             relayed_key=keys.relayed_key,
             created_at=NOW,
@@ -407,7 +407,11 @@ class FakeControlPlane:
             lapse_s=120,
         )
         self.guests[guest_id] = guest
-        return api.JoinedGuest(**guest.model_dump(), ray_token="0" * 64)
+        return guest
+
+    def _ray_access(self, request: Request, _: bytes) -> api.RayAccess:
+        self._found(request)
+        return api.RayAccess(head_address="10.128.0.1", token="c0ffee" * 8)
 
     def _rosters(self, request: Request, _: bytes) -> api.RosterChain:
         cluster_id, after = self._found(request).id, int(request.query_params.get("after", "0"))

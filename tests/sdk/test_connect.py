@@ -130,9 +130,12 @@ async def test_both_clients_put_and_remove_guests(control_plane: FakeControlPlan
     keys = {"direct_key": f"{'A' * 43}=", "relayed_key": f"B{'A' * 42}="}
     one, other = f"gu_{'0' * 25}1", f"gu_{'0' * 25}2"
     made = client.put_guest(mnist, one, **keys)
-    assert made.ray_token not in repr(made)
+    assert made.id == one
+    access = client.ray_access(mnist)
+    assert access.token not in repr(access)
     async with AsyncClient() as asynchronous:
         await asynchronous.put_guest(mnist, other, **keys)
+        assert await asynchronous.ray_access(mnist) == access
         assert [guest.id for guest in await asynchronous.guests(mnist)] == [one, other]
         await asynchronous.remove_guest(mnist, other)
     assert [guest.id for guest in client.guests(mnist)] == [one]

@@ -48,17 +48,27 @@ def connect(
 def _forward(cluster: str, ports: "list[str]") -> None:
     import asyncio
 
+    from corral.sdk.connect import forget_token, write_token
     from corral.sdk.forward import forward, parse_forward
 
     wishes = [parse_forward(text) for text in ports]
     with client() as corral:
-        gateway = corral.gateway(cluster)
+        found = corral.cluster(cluster)
+        gateway = corral.gateway(found.id)
+        access = corral.ray_access(found.id)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
+        say(f"token    {_token_line(str(write_token(found.id, access.token)))}")
         asyncio.run(forward(gateway, wishes, _tell_forward))
     except KeyboardInterrupt:
         say("the ports are closed")
+    finally:
+        forget_token(found.id)
+
+
+def _token_line(path: str) -> str:
+    return f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}"
 
 
 def _tell_forward(told: "ForwardTold") -> None:
@@ -100,7 +110,7 @@ def _put_connected(told: "Told") -> None:
     put(f"address  {told.address} in {told.network}")
     put(f"head     {told.head_address}")
     put(f"ray      {told.ray_address}")
-    put(f"token    export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={told.token_path}")
+    put(f"token    {_token_line(told.token_path)}")
 
 
 def _interrupt(*_: "int | FrameType | None") -> NoReturn:

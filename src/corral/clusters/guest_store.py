@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 from corral import mesh
 from corral.clusters.errors import GuestRefused, TooManyGuests
 from corral.clusters.guest import endpoints, is_present
-from corral.clusters.tables import guest, node
+from corral.clusters.tables import guest
 from corral.core.ids import ClusterId, NodeId
 from corral.mesh import LatestRoster
 from corral.platform.database import Tx
@@ -84,8 +84,6 @@ async def guest_views(tx: Tx, cluster_id: ClusterId, *, settings: ServerSettings
     """The guests of a cluster that are there, as their renter is shown them; in the order of their arrival."""
     rows = (await tx.execute(_present(cluster_id).where(guest.c.expires_at > now))).all()
     network = str((await mesh.mesh_of(tx, cluster_id)).network)
-    wanted_head = (node.c.cluster_id == cluster_id, node.c.role == "head", node.c.removed_at.is_(None))
-    head = (await tx.execute(sa.select(node.c.address).where(*wanted_head))).scalar_one_or_none()
     return [
         api.Guest(
             id=row.id,
@@ -94,7 +92,6 @@ async def guest_views(tx: Tx, cluster_id: ClusterId, *, settings: ServerSettings
             address=row.address,
             network=network,
             mtu=MTU,
-            head_address=head or "",
             direct_key=row.direct_key,
             relayed_key=row.relayed_key,
             created_at=row.created_at,

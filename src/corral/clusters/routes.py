@@ -13,7 +13,7 @@ from corral.clusters.errors import ClusterNotReady, ClusterOver
 from corral.clusters.guest_store import GUEST_ID_PATTERN, add_guest, drop_guest, guest_views
 from corral.clusters.loop import bump_cluster_of
 from corral.clusters.states import LIVING, ClusterState
-from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, look_again, own_cluster
+from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, head_address, look_again, own_cluster
 from corral.clusters.tables import cluster
 from corral.clusters.urls import enter_url
 from corral.clusters.views import cluster_view
@@ -152,7 +152,7 @@ async def put_guest(
     body: api.GuestRequest,
     caller: CallerDep,
     platform: PlatformDep,
-) -> api.JoinedGuest:
+) -> api.Guest:
     """Adds a machine of the renter's to the mesh, or says that it is still there: it leaves unless that is repeated."""
     async with platform.database.transaction() as tx:
         row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
@@ -163,8 +163,7 @@ async def put_guest(
         if await add_guest(tx, row, NodeId(guest_id), body, settings=platform.settings, now=now):
             await look_again(tx, cluster_id, now)
         views = await guest_views(tx, cluster_id, settings=platform.settings, now=now)
-        view = next(view for view in views if view.id == guest_id)
-        return api.JoinedGuest(**view.model_dump(), ray_token=ray_token(platform.master_key, cluster_id))
+        return next(view for view in views if view.id == guest_id)
 
 
 @router.delete("/{name_or_id}/guests/{guest_id}", status_code=204)
@@ -179,6 +178,17 @@ async def remove_guest(
         row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
         if await drop_guest(tx, ClusterId(row.id), NodeId(guest_id)):
             await look_again(tx, ClusterId(row.id), platform.clock.now())
+
+
+@router.get("/{name_or_id}/ray")
+async def show_ray_access(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.RayAccess:
+    """Where the cluster's Ray is, and the token that it asks for: the renter's jobs have it anyway."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id)
+        head = await head_address(tx, ClusterId(row.id))
+        if ClusterState(row.state) not in ENTERABLE or head is None:
+            raise ClusterNotReady(row.name, row.state)
+        return api.RayAccess(head_address=head, token=ray_token(platform.master_key, ClusterId(row.id)))
 
 
 @router.get("/{name_or_id}/bill")

@@ -162,6 +162,12 @@ async def wanted_nodes(tx: Tx, cluster_id: ClusterId) -> list[NodeId]:
     return [NodeId(row.id) for row in await tx.execute(query.order_by(node.c.id))]
 
 
+async def head_address(tx: Tx, cluster_id: ClusterId) -> str | None:
+    """Where a cluster's head is inside its mesh; None if it has none."""
+    wanted = (node.c.cluster_id == cluster_id, node.c.role == "head", node.c.removed_at.is_(None))
+    return (await tx.execute(sa.select(node.c.address).where(*wanted))).scalar_one_or_none()
+
+
 async def lines_of_nodes(tx: Tx, node_ids: Iterable[NodeId]) -> dict[NodeId, list[LineId]]:
     """The lines on which nodes run."""
     query = sa.select(node_line).where(node_line.c.node_id.in_(sorted(node_ids))).order_by(node_line.c.line_id)

@@ -353,11 +353,15 @@ def guests(name_or_id: str) -> Call[list[api.Guest]]:
     return Call(method="GET", path=f"{_cluster_path(name_or_id)}/guests", read=_list_of(api.Guest), is_repeatable=True)
 
 
-def put_guest(name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> Call[api.JoinedGuest]:
+def put_guest(name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> Call[api.Guest]:
     with _request():
         request = api.GuestRequest(direct_key=direct_key, relayed_key=relayed_key)
     path = _guest_path(name_or_id, guest_id)
-    return Call(method="PUT", path=path, read=_model(api.JoinedGuest), body=_json(request), is_repeatable=True)
+    return Call(method="PUT", path=path, read=_model(api.Guest), body=_json(request), is_repeatable=True)
+
+
+def ray_access(name_or_id: str) -> Call[api.RayAccess]:
+    return Call(method="GET", path=f"{_cluster_path(name_or_id)}/ray", read=_model(api.RayAccess), is_repeatable=True)
 
 
 def remove_guest(name_or_id: str, guest_id: str) -> Call[None]:

@@ -306,11 +306,15 @@ class Client:
         """The newest roster of a cluster's mesh, verified and kept as `members` does it; None before the first."""
         return self._chain(name_or_id)[0].newest
 
+    def ray_access(self, name_or_id: str) -> api.RayAccess:
+        """Where a cluster's Ray is inside its mesh, and the token that it asks for."""
+        return self._run(calls.ray_access(name_or_id))
+
     def guests(self, name_or_id: str) -> list[api.Guest]:
         """The person's own machines in a cluster's mesh."""
         return self._run(calls.guests(name_or_id))
 
-    def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.JoinedGuest:
+    def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.Guest:
         """
         Adds a machine to a cluster's mesh, or says that it is still there; `sdk.connect` does the rest.
 
@@ -532,6 +536,10 @@ class AsyncClient:
         """One cluster."""
         return await self._run(calls.cluster(name_or_id))
 
+    async def cluster_after(self, name_or_id: str, *, version: int, wait_s: int) -> api.Cluster:
+        """The cluster once it is newer than `version`, or as it is after `wait_s` seconds, at most 25."""
+        return await self._run(calls.cluster_after(name_or_id, version=version, wait_s=wait_s))
+
     async def watch(self, name_or_id: str, *, newer_than: int = 0) -> AsyncIterator[api.Cluster]:
         """The cluster each time that it has changed, until it has ended or failed."""
         version = newer_than
@@ -572,19 +580,21 @@ class AsyncClient:
 
     async def members(self, name_or_id: str) -> "Members":
         """The members of a cluster's mesh, by its chain of signed rosters; see `Client.members`."""
-        from corral.sdk.rosters import ChainReader
+        return (await self._chain(name_or_id))[1]
 
-        cluster_id = name_or_id if is_id(name_or_id) else (await self.cluster(name_or_id)).id
-        reader = await asyncio.to_thread(ChainReader.of, cluster_id)
-        while await asyncio.to_thread(reader.take, await self._run(calls.rosters(cluster_id, after=reader.after))):
-            pass
-        return await asyncio.to_thread(reader.keep, self._clock.now())
+    async def roster(self, name_or_id: str) -> "Roster | None":
+        """The newest roster of a cluster's mesh, verified and kept as `members` does it; None before the first."""
+        return (await self._chain(name_or_id))[0].newest
+
+    async def ray_access(self, name_or_id: str) -> api.RayAccess:
+        """Where a cluster's Ray is inside its mesh, and the token that it asks for."""
+        return await self._run(calls.ray_access(name_or_id))
 
     async def guests(self, name_or_id: str) -> list[api.Guest]:
         """The person's own machines in a cluster's mesh."""
         return await self._run(calls.guests(name_or_id))
 
-    async def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.JoinedGuest:
+    async def put_guest(self, name_or_id: str, guest_id: str, *, direct_key: str, relayed_key: str) -> api.Guest:
         """Adds a machine to a cluster's mesh, or says that it is still there; see `Client.put_guest`."""
         return await self._run(calls.put_guest(name_or_id, guest_id, direct_key=direct_key, relayed_key=relayed_key))
 
@@ -592,18 +602,31 @@ class AsyncClient:
         """Takes a machine out of a cluster's mesh; again, it changes nothing."""
         await self._run(calls.remove_guest(name_or_id, guest_id))
 
+    async def gateway(self, name_or_id: str) -> Gateway:
+        """Where programs reach a cluster that is ready, and what they must show and believe there."""
+        url = checked_url(jobs_url(await self.cluster(name_or_id)))
+        context = None if is_plain(url) else await asyncio.to_thread(tls.gateway_context, self.config)
+        return Gateway(url, config.key_of(self.config), context)
+
     async def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""
         return await self._run(calls.create_ticket(name_or_id))
 
     async def jobs(self, name_or_id: str) -> AsyncJobs:
         """The jobs of a cluster that is ready; raises `ClusterNotReady` otherwise."""
-        url = checked_url(jobs_url(await self.cluster(name_or_id)))
-        context = None if is_plain(url) else await asyncio.to_thread(tls.gateway_context, self.config)
-        key = config.key_of(self.config)
+        url, key, context = await self.gateway(name_or_id)
         if url not in self._gateways:
             self._gateways[url] = AsyncExecutor(url, api_key=key, context=context, sleep=self._sleep)
         return AsyncJobs(self._gateways[url], api_key=key, context=context, new_id=new_id, sleep=self._sleep)
+
+    async def _chain(self, name_or_id: str) -> "tuple[ChainReader, Members]":
+        from corral.sdk.rosters import ChainReader
+
+        cluster_id = name_or_id if is_id(name_or_id) else (await self.cluster(name_or_id)).id
+        reader = await asyncio.to_thread(ChainReader.of, cluster_id)
+        while await asyncio.to_thread(reader.take, await self._run(calls.rosters(cluster_id, after=reader.after))):
+            pass
+        return reader, await asyncio.to_thread(reader.keep, self._clock.now())
 
     async def _run(self, call: calls.Call[T]) -> T:
         if not call.is_public:

@@ -158,6 +158,22 @@ def overlapping_route(
     return None
 
 
+def write_token(cluster_id: str, token: str) -> Path:
+    """Keeps Ray's token of a cluster for programs of the same person (0600); returns where."""
+    path = _folder() / f"{cluster_id}.token"
+    config.write_private(path, token)
+    return path
+
+
+def forget_token(cluster_id: str) -> None:
+    """Removes it; gone already is fine."""
+    (_folder() / f"{cluster_id}.token").unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return config.data_dir() / "connect"
+
+
 class Connection:
     """This machine in the mesh of one cluster, from `run` until it ends."""
 
@@ -205,11 +221,12 @@ class Connection:
             finally:
                 self._stop.set()
                 kept.forget()
+                forget_token(cluster.id)
                 with suppress(CorralError):
                     # Where nobody hears it, the mesh forgets this machine after a while.
                     client.remove_guest(cluster.id, guest.id)
 
-    def _be_member(self, client: Client, cluster: api.Cluster, guest: api.JoinedGuest, kept: "_Kept") -> None:
+    def _be_member(self, client: Client, cluster: api.Cluster, guest: api.Guest, kept: "_Kept") -> None:
         network = IPv4Network(guest.network)
         number = (int(network.network_address) - int(SPACE.network_address)) // (
             SPACE.num_addresses // CLUSTER_NETWORKS
@@ -219,13 +236,13 @@ class Connection:
         with _alone(number, cluster.name):
             _require_free(network, interfaces)
             require_wireguard(interfaces[0])
-            kept.write_token(guest.ray_token)
+            access = client.ray_access(cluster.id)
             self._connected = Connected(
                 cluster=cluster.name,
                 address=guest.address,
                 network=guest.network,
-                head_address=guest.head_address,
-                token_path=str(kept.token_path),
+                head_address=access.head_address,
+                token_path=str(write_token(cluster.id, access.token)),
             )
             settings = Settings(
                 guest.address, guest.network, "leaf", guest.mtu, _free_port(), (), interfaces=interfaces, outside=""
@@ -269,12 +286,12 @@ class Connection:
 
     # --- the control plane ----------------------------------------------------------------------------------------
 
-    def _put(self, client: Client, cluster_id: str, guest_id: str) -> api.JoinedGuest:
+    def _put(self, client: Client, cluster_id: str, guest_id: str) -> api.Guest:
         return client.put_guest(
             cluster_id, guest_id, direct_key=self._public["direct"], relayed_key=self._public["relayed"]
         )
 
-    def _follow(self, cluster: api.Cluster, guest: api.JoinedGuest) -> None:
+    def _follow(self, cluster: api.Cluster, guest: api.Guest) -> None:
         """Another thread: renews, follows rosters, and ends the member with the cluster."""
         try:
             with self._make_client() as client:
@@ -282,7 +299,7 @@ class Connection:
         except Exception as error:  # Whatever it is, the member must not go on with rosters that nobody follows.
             self._inbox.fail(error)
 
-    def _follow_with(self, client: Client, cluster: api.Cluster, guest: api.JoinedGuest) -> None:
+    def _follow_with(self, client: Client, cluster: api.Cluster, guest: api.Guest) -> None:
         version, is_away, renew_at = cluster.version, False, time.monotonic() + guest.lapse_s / RENEWALS_PER_LAPSE
         while not self._stop.is_set():
             try:
@@ -307,7 +324,7 @@ class Connection:
             if found.state in OVER_STATES or found.state == "ending":
                 raise ClusterOver(f"cluster {found.name} is {found.state}; this machine has left it", state=found.state)
 
-    def _take(self, roster: Roster | None, guest: api.JoinedGuest) -> None:
+    def _take(self, roster: Roster | None, guest: api.Guest) -> None:
         if roster is None or (self._roster is not None and roster.serial <= self._roster.serial):
             return
         keys = (self._public["direct"], self._public["relayed"])
@@ -352,23 +369,16 @@ class _Kept:
     """What is kept of a connection while it lasts, so that a crash is followed by the same address."""
 
     def __init__(self, cluster_id: str) -> None:
-        folder = config.data_dir() / "connect"
-        self._path = folder / f"{cluster_id}.{socket.gethostname()}"
-        self.token_path = folder / f"{cluster_id}.token"
+        self._path = _folder() / f"{cluster_id}.{socket.gethostname()}"
         try:
             self.guest_id = self._path.read_text().strip()
         except (OSError, UnicodeDecodeError):
             self.guest_id = new_id("gu")
             config.write_private(self._path, self.guest_id + "\n")
 
-    def write_token(self, token: str) -> None:
-        """Keeps Ray's token for programs of the same person."""
-        config.write_private(self.token_path, token)
-
     def forget(self) -> None:
         """Nothing is left of it."""
-        for path in (self._path, self.token_path):
-            path.unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
 
 class _alone:

@@ -425,7 +425,6 @@ class Guest(Answer):
     address: str = Field(description="its own, inside the mesh")
     network: str = Field(description="the mesh's, with the prefix length")
     mtu: int
-    head_address: str
     direct_key: str
     relayed_key: str
     created_at: datetime
@@ -433,14 +432,15 @@ class Guest(Answer):
     lapse_s: float = Field(description="how long each such request counts")
 
 
-class JoinedGuest(Guest):
-    """A guest, and what it needs to speak to Ray itself."""
+class RayAccess(Answer):
+    """What a renter needs to speak to Ray itself, from inside the mesh or through streams."""
 
-    ray_token: str = Field(description="what Ray asks of whom it serves; jobs and every node have it too")
+    head_address: str = Field(description="inside the mesh")
+    token: str = Field(description="what Ray asks of whom it serves; jobs and every node have it too")
 
     def __repr__(self) -> str:
         """Keeps the token out of logs and tracebacks."""
-        return f"JoinedGuest({self.id!r})"
+        return f"RayAccess({self.head_address!r})"
 
 
 class TicketAnswer(Answer):
