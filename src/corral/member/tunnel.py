@@ -167,12 +167,10 @@ def _make_interface(interface: str) -> "subprocess.Popen[bytes] | None":
     socket = f"/run/wireguard/{interface}.sock"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(socket)  # left by one that was killed; it would look as if the new one were there
-    process = subprocess.Popen(
-        ("wireguard-go", "-f", interface),
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr,
-        env={**os.environ, "GOMEMLIMIT": USERSPACE_MEMORY},
-    )
+    # Told so by its environment too, it does without the page of advice that it prints at each start.
+    environment = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "GOMEMLIMIT": USERSPACE_MEMORY}
+    command = ("wireguard-go", "-f", interface)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment)
     deadline = time.monotonic() + USERSPACE_START_S
     while not os.path.exists(socket):
         if process.poll() is not None or time.monotonic() > deadline:

@@ -52,6 +52,7 @@ PROGRAMS = {"ip": "iproute2", "wg": "wireguard-tools", "nft": "nftables"}
 """What a member needs, and the Debian packages that have it."""
 RENEWALS_PER_LAPSE = 4
 RETRY_S = 3.0
+CLEAR_S, CLEAR_POLL_S = 3.0, 0.02
 WATCH_S = 10
 PORTS = (20_000, 32_766)
 """Below the ephemeral ports of Linux, so that no other program is given one by chance."""
@@ -127,7 +128,6 @@ def require_wireguard(interface: str) -> None:
     Raises:
         ConnectUnsupported: there is neither.
     """
-    run("ip", "link", "delete", interface)
     if run("ip", "link", "add", interface, "type", "wireguard").returncode == 0:
         run("ip", "link", "delete", interface)
         return
@@ -136,6 +136,19 @@ def require_wireguard(interface: str) -> None:
             "this kernel has no WireGuard, and wireguard-go or /dev/net/tun is missing; nothing was changed",
             hint="`modprobe wireguard`, or `apt-get install wireguard-go` and `modprobe tun`",
         )
+
+
+def clear(interfaces: Sequence[str]) -> None:
+    """Takes away what a process that was killed has left: interfaces, and wireguard-go, which ends with its own."""
+    for interface in interfaces:
+        run("ip", "link", "delete", interface)
+    sockets = [Path(f"/run/wireguard/{interface}.sock") for interface in interfaces]
+    deadline = time.monotonic() + CLEAR_S
+    # It removes its socket when it ends: until then a new one would lose its own by that.
+    while any(path.exists() for path in sockets) and time.monotonic() < deadline:
+        time.sleep(CLEAR_POLL_S)
+    for path in sockets:
+        path.unlink(missing_ok=True)
 
 
 def overlapping_route(
@@ -235,6 +248,7 @@ class Connection:
         table = f"corral_guest_{number}"
         with _alone(number, cluster.name):
             _require_free(network, interfaces)
+            clear(interfaces)
             require_wireguard(interfaces[0])
             access = client.ray_access(cluster.id)
             self._connected = Connected(
