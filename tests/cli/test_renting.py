@@ -255,3 +255,11 @@ def test_machine_that_cannot_join_a_mesh_is_told_why(
     """Before anything is asked of the control plane, with a way that needs no rights."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     matches_snapshot(corral("connect", "mnist"), corral("connect", "mnist", "--json"))
+
+
+@pytest.mark.parametrize("port", ["x", "0", "70000", "1:2:3"])
+def test_port_that_is_none_is_wrong_usage(corral: Corral, control_plane: FakeControlPlane, port: str) -> None:
+    """Nothing is asked, nothing opened."""
+    ran = corral("connect", "mnist", "--forward", port)
+    assert (ran.code, control_plane.requests) == (2, [])
+    assert port in ran.err

@@ -1,14 +1,18 @@
 """Joining a mesh from a machine of one's own: what is refused before anything is changed, and what is left."""
 
+import select
+import threading
 from ipaddress import IPv4Network
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from corral.member.firewall import guest_rules, no_rules
 from corral.sdk import AsyncClient, Client, connect
-from corral.sdk.connect import Connection, overlapping_route, require_rights
-from corral.sdk.errors import ClusterNotReady, ConnectUnsupported, MeshFailed, NetworkTaken
+from corral.sdk.client import new_id
+from corral.sdk.connect import Away, Connection, overlapping_route, require_rights
+from corral.sdk.errors import ClusterNotReady, ClusterOver, ConnectUnsupported, MeshFailed, NetworkTaken
 from sdk.fake_control_plane import FakeControlPlane, a_member
 
 NETWORK = IPv4Network("10.128.0.0/18")
@@ -153,3 +157,32 @@ def test_newest_roster_is_the_verified_one(control_plane: FakeControlPlane, clie
         found = client.roster(mnist)
         assert found is not None
         assert (found.serial, len(found.members)) == (2, 2)
+
+
+def test_rosters_are_followed_to_the_end_of_the_cluster(
+    control_plane: FakeControlPlane, client: Client, mnist: str
+) -> None:
+    """Only those that name this machine are handed on; a control plane that is away is told and waited for."""
+    told: list[object] = []
+    connection = Connection(mnist, told.append, make_client=lambda: Client(sleep=lambda _: None))
+    cluster = client.cluster(mnist)
+    keys = connection._public  # pyright: ignore[reportPrivateUsage]
+    guest = client.put_guest(mnist, new_id("gu"), direct_key=keys["direct"], relayed_key=keys["relayed"])
+    own = msgspec.structs.replace(
+        a_member(9, leaf=True), address=guest.address, direct_key=keys["direct"], relayed_key=keys["relayed"]
+    )
+    control_plane.publish(cluster.id, a_member(1))
+    control_plane.publish(cluster.id, a_member(1), own)
+    control_plane.answers_lost = 4
+    inbox = connection._inbox  # pyright: ignore[reportPrivateUsage]
+    threading.Thread(target=connection._follow, args=(cluster, guest), daemon=True).start()  # pyright: ignore[reportPrivateUsage]
+    poll = select.poll()
+    poll.register(inbox, select.POLLIN)
+    assert poll.poll(30_000)
+    (message,) = inbox.read()
+    assert (message["type"], message["serial"]) == ("roster", 2)
+    client.end(mnist)
+    assert poll.poll(30_000)
+    with pytest.raises(ClusterOver):
+        inbox.read()
+    assert told == [Away(True), Away(False)]

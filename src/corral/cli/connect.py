@@ -59,8 +59,9 @@ def _forward(cluster: str, ports: "list[str]") -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        say(f"token    {_token_line(str(write_token(found.id, access.token)))}")
-        asyncio.run(forward(gateway, wishes, _tell_forward))
+        token_path = str(write_token(found.id, access.token))
+        say(f"token    {_token_line(token_path)}")
+        asyncio.run(forward(gateway, wishes, lambda told: _tell_forward(told, token_path)))
     except KeyboardInterrupt:
         say("the ports are closed")
     finally:
@@ -71,13 +72,13 @@ def _token_line(path: str) -> str:
     return f"export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}"
 
 
-def _tell_forward(told: "ForwardTold") -> None:
+def _tell_forward(told: "ForwardTold", token_path: str) -> None:
     from corral.sdk.forward import Listening
 
     if not isinstance(told, Listening):
         say(f"a connection to port {told.remote} was closed: {told.reason}")
     elif is_json():
-        put_json({"local": f"127.0.0.1:{told.local}", "remote": told.remote})
+        put_json({"local": f"127.0.0.1:{told.local}", "remote": told.remote, "token_path": token_path})
     else:
         put(f"127.0.0.1:{told.local} leads to port {told.remote} of the head; Ctrl-C closes it")
 
