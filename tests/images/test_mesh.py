@@ -128,6 +128,16 @@ def test_peer_without_an_endpoint_is_met_when_it_calls(lab: Lab) -> None:
             pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
 
 
+def test_peer_without_an_endpoint_is_not_called_in_vain(lab: Lab) -> None:
+    """WireGuard would make a handshake message every 5 s for each of them, and could send none."""
+    pair = Pair(lab, "vain")
+    caller = 0 if pair.keys[HERE] < pair.keys[THERE] else 1
+    pair.endpoints[(THERE, HERE)[caller]] = None
+    pair.tell(caller, 1)
+    pair.meshes[caller].wait_type("configured", serial=1)
+    assert pair.meshes[caller].run("wg", "show", "wgd", "persistent-keepalive")[1].endswith("\toff")
+
+
 def test_peer_that_loses_its_endpoint_while_it_is_called_ends_nothing(lab: Lab) -> None:
     """Two members that claim one endpoint lose it: the others go on, and wait for the peer to call."""
     pair = Pair(lab, "loser")

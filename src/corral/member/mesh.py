@@ -329,7 +329,8 @@ class Mesh:
         for address in peers:
             if not self._endpoints(address, plane):
                 self._calls[plane].end(address)  # Only the peer can open the path now.
-        first = {address for address in peers if self._is_caller(address)}
+        # Without an endpoint WireGuard would try in vain for ever, and each try costs it the arithmetic of a handshake.
+        first = {address for address in peers if self._is_caller(address) and self._endpoints(address, plane)}
         self._calling[plane] = (self._calling[plane] & kept) | (first - kept)
         calling = {_key(peers[address], plane) for address in self._calling[plane]}
         tunnel_peers = [self._tunnel_peer(plane, peer) for peer in peers.values()]
