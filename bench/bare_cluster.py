@@ -222,14 +222,14 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
     streams: list[Stream] = []
     try:
         with ThreadPoolExecutor(3 * node_count) as pool:
-            pauses = list(pool.map(lambda n: _start_pause(engine, images, f"{name}-{n}"), range(node_count)))
+            pauses = list(pool.map(lambda n: start_pause(engine, images, f"{name}-{n}"), range(node_count)))
             nodes = range(node_count)
             works = [pool.submit(_start_work, engine, images, f"{name}-{n}", n, node_count, cpus) for n in nodes]
-            meshes = [pool.submit(_start_mesh, engine, images, f"{name}-{n}", n) for n in nodes]
+            meshes = [pool.submit(start_mesh, engine, images, f"{name}-{n}", n) for n in nodes]
             streams += [mesh.result() for mesh in meshes]
             keys = list(pool.map(Stream.line, streams[:node_count]))
             for n in nodes:
-                streams[n].send(_peers(n, keys, pauses) + "end\n")
+                streams[n].send(peers(n, keys, pauses) + "end\n")
             streams += [work.result() for work in works]
             phases["containers"] = time.time() - began_at
             token = secrets.token_hex(32)
@@ -249,7 +249,7 @@ def run_once(images: dict[str, str], *, node_count: int = NODE_COUNT, cpus: floa
     finally:
         for stream in streams:
             stream.close()
-        _remove(engine, name)
+        remove_all(engine, name)
 
 
 def busy_cpu_s() -> float:
@@ -259,11 +259,11 @@ def busy_cpu_s() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def _address(n: int) -> str:
+def address(n: int) -> str:
     return f"10.128.0.{n + 1}"
 
 
-def _start_pause(engine: Engine, images: dict[str, str], name: str) -> str:
+def start_pause(engine: Engine, images: dict[str, str], name: str) -> str:
     """Start the owner of the network namespace. Returns its address on the bridge."""
     host = {
         "CapDrop": ["ALL"],
@@ -287,7 +287,7 @@ def _start_pause(engine: Engine, images: dict[str, str], name: str) -> str:
     return engine.call("GET", f"/containers/{name}-pause/json")["NetworkSettings"]["IPAddress"]
 
 
-def _start_mesh(engine: Engine, images: dict[str, str], name: str, n: int) -> Stream:
+def start_mesh(engine: Engine, images: dict[str, str], name: str, n: int) -> Stream:
     host = {
         "NetworkMode": f"container:{name}-pause",
         "CapDrop": ["ALL"],
@@ -298,7 +298,7 @@ def _start_mesh(engine: Engine, images: dict[str, str], name: str, n: int) -> St
         "Memory": 256 * 2**20,
         "PidsLimit": 256,
     }
-    environment = [f"ADDRESS={_address(n)}", f"NETWORK={NETWORK}"]
+    environment = [f"ADDRESS={address(n)}", f"NETWORK={NETWORK}"]
     body = {"Image": images["corral-net"], "Cmd": ["/bin/sh", "-c", MESH_SCRIPT], "Env": environment, "OpenStdin": True}
     return _start_attached(engine, f"{name}-mesh", body, host)
 
@@ -318,13 +318,13 @@ def _start_work(
     }
     if cpus is not None:
         host["NanoCpus"] = int(cpus * 1e9)
-    arguments = (f"--node-ip-address={_address(n)}", f"--node-name=bare-{n}", *COMMON_ARGUMENTS)
-    arguments += (*HEAD_ARGUMENTS, f"--dashboard-host={_address(0)}") if n == 0 else (f"--address={_address(0)}:6379",)
+    arguments = (f"--node-ip-address={address(n)}", f"--node-name=bare-{n}", *COMMON_ARGUMENTS)
+    arguments += (*HEAD_ARGUMENTS, f"--dashboard-host={address(0)}") if n == 0 else (f"--address={address(0)}:6379",)
     body = {
         "Image": images["corral-ray"],
         "User": "1000:1000",
         "Cmd": ["/bin/sh", "-c", RAY_SCRIPT, "sh", *arguments],
-        "Env": [*RAY_ENVIRONMENT, f"ADDRESS={_address(n)}"],
+        "Env": [*RAY_ENVIRONMENT, f"ADDRESS={address(n)}"],
         "OpenStdin": True,
     }
     return _start_attached(engine, f"{name}-work", body, host)
@@ -342,10 +342,10 @@ def _create(engine: Engine, name: str, body: dict[str, Any], host: dict[str, Any
     engine.call("POST", "/containers/create", {**body, "Labels": {LABEL: run}, "HostConfig": host}, name=name)
 
 
-def _peers(n: int, keys: list[str], addresses: list[str]) -> str:
+def peers(n: int, keys: list[str], addresses: list[str]) -> str:
     others = [m for m in range(len(keys)) if m != n]
     return "".join(
-        f"[Peer]\nPublicKey = {keys[m]}\nAllowedIPs = {_address(m)}/32\nEndpoint = {addresses[m]}:51820\n"
+        f"[Peer]\nPublicKey = {keys[m]}\nAllowedIPs = {address(m)}/32\nEndpoint = {addresses[m]}:51820\n"
         "PersistentKeepalive = 25\n"
         for m in others
     )
@@ -353,7 +353,7 @@ def _peers(n: int, keys: list[str], addresses: list[str]) -> str:
 
 def _probe(engine: Engine, name: str, node_count: int) -> Stream:
     code = base64.b64encode(PROBE_SCRIPT.encode()).decode()
-    command = ["python3", "-c", f"import base64; exec(base64.b64decode('{code}'))", _address(0), str(node_count)]
+    command = ["python3", "-c", f"import base64; exec(base64.b64decode('{code}'))", address(0), str(node_count)]
     body = {"AttachStdout": True, "AttachStderr": True, "Cmd": command, "User": "1000:1000"}
     identifier = engine.call("POST", f"/containers/{name}-0-work/exec", body)["Id"]
     return engine.stream(f"/exec/{identifier}/start", {"Detach": False, "Tty": False})
@@ -364,7 +364,7 @@ def _ours(engine: Engine, name: str) -> list[dict[str, Any]]:
     return engine.call("GET", "/containers/json", all="1", filters=filters)
 
 
-def _remove(engine: Engine, name: str) -> None:
+def remove_all(engine: Engine, name: str) -> None:
     def remove(identifier: str) -> None:
         with contextlib.suppress(BareClusterFailed):
             engine.call("DELETE", f"/containers/{quote(identifier)}", force="true", v="true")
