@@ -1,7 +1,9 @@
 """Members of a mesh for measurements: the containers of nodes, traffic between them, and what both cost."""
 
+import contextlib
 import json
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,6 @@ sys.path.insert(0, str(ROOT / "bench"))
 from tests.images.parts import Keys, Lab, Part, bridge_address, roster  # noqa: E402
 
 TCP_PORT, UDP_PORT = 7000, 7001
-RELAY_PORT_FIRST = 42000
 
 # Takes whatever is sent over TCP, and then says how many bytes came within how many seconds.
 SINK = """
@@ -232,7 +233,7 @@ class Bench:
 
     def start_relay(self, mesh: Mesh) -> None:
         """A relay on this machine with a mailbox for each member; the next roster names it."""
-        mesh.ports = [RELAY_PORT_FIRST + n for n in range(len(mesh.addresses))]
+        mesh.ports = _free_ports(len(mesh.addresses), mesh.bridge_ip)
         boxes = [
             {"node_id": f"no_{n}", "cluster_id": "one", "port": port, "public_key": mesh.meshes[n].keys().relayed}
             for n, port in enumerate(mesh.ports)
@@ -306,3 +307,12 @@ class Bench:
         host = {"NetworkMode": f"container:{pause_name}", "CapDrop": ["ALL"], "ReadonlyRootfs": True}
         body = {"Image": self.lab.images["corral-net"], "Cmd": ["python3", "-c", SINK, str(TCP_PORT)]}
         return self.lab.start(name, body, host, is_attached=False)
+
+
+def _free_ports(count: int, ip: str) -> list[int]:
+    """UDP ports that nobody has at the moment."""
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(count)]
+        for each in held:
+            each.bind((ip, 0))
+        return [each.getsockname()[1] for each in held]
