@@ -200,16 +200,15 @@ class Mesh:
         self._poll.register(self._input, select.POLLIN)
         while True:
             try:
+                self._renew_ended()
                 for descriptor, _ in self._poll.poll(self._timeout_ms()):
                     self._read(descriptor)
                 if self._roster is not None:
                     self._work(time.monotonic())
             except Fatal:
                 # It may have failed because WireGuard was dying under it.
-                if not self._renew_ended(within_s=ENDING_S):
+                if len(self._renewals) > RENEWALS_MAX or not self._is_dying():
                     raise
-            else:
-                self._renew_ended()
 
     def close(self) -> None:
         """Take both interfaces away, with their addresses and routes. Only a member that owns no namespace needs it."""
@@ -360,20 +359,24 @@ class Mesh:
 
     # --- renewing ---------------------------------------------------------------------------------------------------
 
-    def _renew_ended(self, *, within_s: float = 0.0) -> bool:
-        """Bring planes back whose WireGuard has died; whether there was one.
+    def _is_dying(self) -> bool:
+        """Whether a WireGuard has ended, or does so in a moment: commands fail before its end is seen."""
+        deadline = time.monotonic() + ENDING_S
+        while not any(tunnel.has_ended() for tunnel in self._tunnels.values()):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SILENT_S)
+        return True
+
+    def _renew_ended(self) -> None:
+        """Bring planes back whose WireGuard has died.
 
         Raises:
-            Fatal: it dies again and again, or does not come back.
+            Fatal: it dies again and again, or while this is done; then what is left is done at the next turn.
         """
-        deadline = time.monotonic() + within_s
-        ended: list[Plane] = []
-        while not ended:
-            ended = [plane for plane in PLANES if self._tunnels[plane].has_ended()]
-            if not ended and time.monotonic() >= deadline:
-                return False
-            if not ended:
-                time.sleep(POLL_SILENT_S)
+        ended: list[Plane] = [plane for plane in PLANES if self._tunnels[plane].has_ended()]
+        if not ended:
+            return
         now = time.monotonic()
         self._renewals.append(now)
         while self._renewals[0] < now - RENEWALS_WITHIN_S:
@@ -388,7 +391,6 @@ class Mesh:
             self._generation[plane] += 1
         if self._roster is not None:
             self._restore(self._roster, ended, now)
-        return True
 
     def _restore(self, roster: Roster, renewed: Collection[Plane], now: float) -> None:
         """Everything that goes with an interface is set anew; so is what an interrupted change left half done."""
