@@ -68,6 +68,8 @@ CLUSTERS = [
     ("DELETE", f"/guests/{numbered_id('gu', 7)}", None),
     ("GET", "/rosters", None),
     ("GET", "/rosters?after=1", None),
+    ("GET", "/proposal", None),
+    ("POST", "/rosters", {"payload": "{}", "signature": "x"}),
 ]
 
 

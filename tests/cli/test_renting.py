@@ -8,8 +8,10 @@ import msgspec
 import pytest
 
 from corral.cli import clusters, progress
+from corral.protocol.roster import Member
 from corral.sdk import Client
 from corral.testing.clock import FakeClock
+from corral.wire.api import Cluster
 from sdk.fake_control_plane import FakeControlPlane, a_member, an_id
 
 from .conftest import Corral
@@ -76,6 +78,41 @@ def test_up_without_internet_says_so_before_and_after(corral: Corral, matches_sn
     """In the plan, and with the cluster."""
     up = corral("up", "--cpu", "1", "--name", "shut", "--no-internet", "-y", "--detach")
     matches_snapshot(up, corral("show", "shut"))
+
+
+def test_members_that_are_pinned_are_signed_on_this_machine_alone(
+    corral: Corral, control_plane: FakeControlPlane, matches_snapshot: Compare
+) -> None:
+    """`up` signs what it agreed to; later changes wait until their renter signs them."""
+    up = corral("up", "--cpu", "1", "--nodes", "2", "--name", "mine", "--pin-members", "-y")
+    [cluster] = control_plane.bookings.values()
+    control_plane.propose(cluster, msgspec.structs.replace(a_member(1), node_id=cluster.nodes[0].id))
+    matches_snapshot(
+        up,
+        corral("show", "mine"),
+        corral("members", "mine"),
+        corral("members", "mine", "--approve", answers="n\n"),
+        corral("members", "mine", "--approve", "-y"),
+        corral("members", "mine"),
+    )
+    assert "roster 2, signed by" in corral("show", "mine", "--members").out
+
+
+def test_up_signs_no_host_that_the_plan_did_not_name(
+    corral: Corral, control_plane: FakeControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that was replaced before the first signature is a question for its renter."""
+    propose = control_plane.propose
+
+    def elsewhere(cluster: Cluster, *members: Member) -> None:
+        cluster.nodes[0].host = "strange"
+        propose(cluster, *members)
+
+    monkeypatch.setattr(control_plane, "propose", elsewhere)
+    ran = corral("up", "--cpu", "1", "--name", "mine", "--pin-members", "-y")
+    assert ran.code == 1
+    assert "strange, which the plan did not name; nothing was signed" in ran.err
+    assert list(control_plane.proposals), "it still waits"
 
 
 def test_up_asks_for_gpus_in_all(corral: Corral, matches_snapshot: Compare) -> None:

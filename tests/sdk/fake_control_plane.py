@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
-from corral.protocol.roster import GENESIS, Mailbox, Member, Relay, Roster, payload_hash, payload_of, sign
+from corral.protocol.roster import GENESIS, Mailbox, Member, Relay, Roster, accept, payload_hash, payload_of, sign
 from corral.wire import api
 from corral.wire.problem import PROBLEM_MEDIA_TYPE, Problem
 from sdk.fake_ray import FakeRay
@@ -57,6 +57,9 @@ class FakeControlPlane:
     issued: dict[str, api.AddCreditRequest] = field(default_factory=dict)
     bookings: dict[str, api.Cluster] = field(default_factory=dict)
     extensions: set[str] = field(default_factory=set)
+    pins: dict[str, str] = field(default_factory=dict)
+    """By cluster id: the public key of the renter who alone signs."""
+    proposals: dict[str, Roster] = field(default_factory=dict)
     hosts: dict[str, api.Host] = field(default_factory=dict)
     quotes: dict[str, api.Quote] = field(default_factory=dict)
     rosters: dict[str, list[api.ChainedRoster]] = field(default_factory=dict)
@@ -104,7 +107,8 @@ class FakeControlPlane:
             Route(f"{cluster}/extension", self._do(self._extend), methods=post),
             Route(f"{cluster}/tickets", self._do(self._ticket), methods=post),
             Route(f"{cluster}/bill", self._do(self._bill), methods=get),
-            Route(f"{cluster}/rosters", self._do(self._rosters), methods=get),
+            Route(f"{cluster}/rosters", self._do(self._rosters), methods=["GET", "POST"]),
+            Route(f"{cluster}/proposal", self._do(self._proposal), methods=get),
             Route(f"{cluster}/ray", self._do(self._ray_access), methods=get),
             Route(f"{cluster}/guests", self._do(self._guests), methods=get),
             Route(f"{cluster}/guests/{{guest}}", self._do(self._guest), methods=["PUT", "DELETE"]),
@@ -326,6 +330,8 @@ class FakeControlPlane:
             )
         self.balance_uc -= quote.hold_uc
         self.bookings[wish.id] = cluster = self._booked(wish, quote)
+        if wish.roster_key is not None:
+            self.pins[cluster.id], cluster.is_pinned = wish.roster_key, True
         return cluster
 
     def _cluster(self, request: Request, _: bytes) -> api.Cluster:
@@ -413,11 +419,49 @@ class FakeControlPlane:
         self._found(request)
         return api.RayAccess(head_address="10.128.0.1", token="c0ffee" * 8)
 
-    def _rosters(self, request: Request, _: bytes) -> api.RosterChain:
+    def _proposal(self, request: Request, _: bytes) -> api.RosterProposal:
+        cluster = self._found(request)
+        if cluster.id not in self.proposals:
+            raise Refused(404, "nothing_proposed", f"no change of cluster {cluster.id} waits; nothing was changed", "")
+        payload = payload_of(self.proposals[cluster.id])
+        return api.RosterProposal(cluster_id=cluster.id, payload=payload, proposed_at=NOW)
+
+    def propose(self, cluster: api.Cluster, *members: Member) -> None:
+        """Proposes the next roster of a pinned cluster."""
+        chain = self.rosters.setdefault(cluster.id, [])
+        previous = payload_hash(chain[-1].payload) if chain else GENESIS
+        self.proposals[cluster.id] = Roster(
+            cluster_id=cluster.id, serial=len(chain) + 1, previous=previous, members=members, relays=(A_RELAY,)
+        )
+        cluster.awaits_signature = True
+
+    def _signed(self, cluster: api.Cluster, body: bytes) -> api.Cluster:
+        wish = api.SignRosterRequest.model_validate_json(body)
+        roster = self.proposals.pop(cluster.id)
+        assert payload_of(roster) == wish.payload
+        previous = roster.previous if roster.serial > 1 else None
+        accept(
+            wish.payload,
+            wish.signature,
+            cluster_id=cluster.id,
+            roster_key=self.pins[cluster.id],
+            last_serial=roster.serial - 1,
+            last_hash=previous,
+        )
+        chained = api.ChainedRoster(serial=roster.serial, payload=wish.payload, signature=wish.signature, signed_at=NOW)
+        self.rosters.setdefault(cluster.id, []).append(chained)
+        cluster.awaits_signature = False
+        return cluster
+
+    def _rosters(self, request: Request, body: bytes) -> api.RosterChain | api.Cluster:
+        if request.method == "POST":
+            return self._signed(self._found(request), body)
         cluster_id, after = self._found(request).id, int(request.query_params.get("after", "0"))
         later = [one for one in self.rosters.get(cluster_id, []) if one.serial > after]
         return api.RosterChain(
-            cluster_id=cluster_id, roster_key=public_key(self.roster_key), rosters=later[: self.rosters_per_page]
+            cluster_id=cluster_id,
+            roster_key=self.pins.get(cluster_id) or public_key(self.roster_key),
+            rosters=later[: self.rosters_per_page],
         )
 
     def publish(self, cluster_id: str, *members: Member) -> None:
@@ -445,7 +489,12 @@ class FakeControlPlane:
         if self.start_fails and following.name == "mesh":
             cluster.state, cluster.reason, cluster.ended_at, cluster.held_uc = "failed", self.start_fails, NOW, 0
             return
-        following.at, following.seconds = NOW, 1.5
+        if following.name == "mesh" and cluster.is_pinned and not self.rosters.get(cluster.id):
+            following.detail = "waits for your signature"
+            members = [msgspec.structs.replace(a_member(n), node_id=node.id) for n, node in enumerate(cluster.nodes, 1)]
+            self.propose(cluster, *members, a_member(9, leaf=True))
+            return
+        following.at, following.seconds, following.detail = NOW, 1.5, ""
         if following.name == "ready":
             cluster.state, cluster.ready_at = "ready", NOW
             cluster.ends_at = NOW + timedelta(hours=cluster.hours)

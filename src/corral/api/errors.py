@@ -103,6 +103,8 @@ STATUS_OF: Mapping[type[CorralError], int] = {
     # mesh
     mesh.MeshError: 500,
     mesh.NoNetworkLeft: 409,
+    mesh.NothingProposed: 404,
+    mesh.ProposalOutdated: 409,
     # clusters
     clusters.ClustersError: 500,
     clusters.ClusterUnknown: 404,

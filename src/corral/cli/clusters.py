@@ -79,6 +79,31 @@ def show(
         _put_cluster(found)
 
 
+def members(
+    cluster: ClusterArgument,
+    approve: Annotated[bool, typer.Option("--approve", help="Sign the change that waits.")] = False,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the change of a pinned cluster's members that waits for your signature, and sign it."""
+    with client() as corral:
+        proposal = corral.proposal(cluster)
+        changes = {"joining": [member.name for member in proposal.joining], "leaving": list(proposal.leaving)}
+        if not is_json():
+            for word, names in changes.items():
+                put(f"{word}  {', '.join(map(_printable, names)) or '-'}")
+        if not any(changes.values()):
+            say("the same members; where they answer, or their relays, have changed")
+        if not approve:
+            say(f"hint: `corral members {cluster} --approve` signs it")
+        else:
+            confirm(f"Sign roster {proposal.serial}?", yes=yes)
+            corral.sign(proposal)
+            say(f"roster {proposal.serial} is signed; its nodes are told now")
+    if is_json():
+        put_json({"serial": proposal.serial, **changes, "signed": approve})
+
+
 def dashboard(
     cluster: ClusterArgument,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
@@ -211,6 +236,7 @@ def _put_cluster(found: "Cluster") -> None:
         ["providers", f"{', '.join(found.providers)}: as trustworthy as the least of them"],
         ["internet", "open" if found.internet else "closed: the nodes reach each other and nothing else"],
         ["jobs", found.jobs_url or "-"],
+        *([["members", _pinned(found)]] if found.is_pinned else []),
     ]
     put(table(["", ""], rows).lstrip("\n"))
     nodes = [
@@ -239,6 +265,11 @@ def _put_cluster(found: "Cluster") -> None:
     ]
     put("\n" + table(["TRAFFIC OF", "MESH", "INTERNET", "CAP", "BY RELAY ALONE"], flows))
     put("\n" + table(["PHASE", "TOOK", "DETAIL"], phase_rows(found), right=["TOOK"]))
+
+
+def _pinned(found: "Cluster") -> str:
+    waits = f"; a change waits: `corral members {found.name} --approve`" if found.awaits_signature else ""
+    return f"signed by you alone{waits}"
 
 
 def _put_members(chain: "Members") -> None:

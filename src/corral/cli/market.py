@@ -72,6 +72,9 @@ def up(
     single_provider: Annotated[
         bool, typer.Option("--single-provider", help="All machines of one provider, whom you then trust alone.")
     ] = False,
+    pin_members: Annotated[
+        bool, typer.Option("--pin-members", help="Sign who is a member with a key of your own; nobody is replaced.")
+    ] = False,
     no_internet: Annotated[
         bool, typer.Option("--no-internet", help="Let the nodes reach each other and nothing else.")
     ] = False,
@@ -103,9 +106,10 @@ def up(
         )
         _show_plan(quote, hours, duration)
         confirm("Book this?", yes=yes)
-        cluster = corral.book(quote.id)
+        cluster = corral.book(quote.id, pin_members=pin_members)
         if not detach:
-            cluster = follow_start(corral, cluster)
+            agreed = {line.host for line in quote.lines} if pin_members else set[str]()
+            cluster = follow_start(corral, cluster, signs_for=agreed)
     if is_json():
         put_json({"quote": plain(quote), "cluster": plain(cluster)})
         return
@@ -152,5 +156,7 @@ def _tell_next(cluster: "Cluster", *, is_ready: bool) -> None:
         say(f"cluster {cluster.name} is ready, {plural(len(cluster.nodes), 'node')}, until {instant(cluster.ends_at)}")
         say(f"hint: `corral job submit {cluster.name} --working-dir . -- python main.py`")
     else:
+        if cluster.is_pinned:
+            say(f"its members wait for your signature: `corral members {cluster.name} --approve`, within 10 minutes")
         say(f"cluster {cluster.name} is starting; `corral show {cluster.name} --follow` waits for it")
     put(cluster.name)

@@ -1,7 +1,7 @@
 """A cluster's start, phase by phase with its seconds: a live table on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,16 +15,22 @@ if TYPE_CHECKING:
     from corral.wire.api import Cluster, Phase
 
 
-def follow_start(corral: "Client", cluster: "Cluster") -> "Cluster":
+def follow_start(corral: "Client", cluster: "Cluster", *, signs_for: "Collection[str]" = ()) -> "Cluster":
     """
     Shows the phases until the cluster is ready, and returns it as it is then.
 
     An interruption ends the showing alone: it says how to go on, and how to cancel.
 
+    Args:
+        corral: asks.
+        cluster: the one that starts.
+        signs_for: hosts; proposed members are signed as long as all nodes are on these. Empty: none are signed here.
+
     Raises:
         StartFailed: it will not become ready.
+        ProposalRefused: a node is on another host, or what is proposed is not what this client signs.
     """
-    changes = _until_ready(corral, cluster)
+    changes = _until_ready(corral, cluster, signs_for)
     try:
         if not is_json() and is_colourful(sys.stderr):
             return _follow_live(changes, cluster)
@@ -41,7 +47,7 @@ def phase_rows(cluster: "Cluster") -> list[list[str]]:
     return [[phase.name, _seconds(phase), phase.detail] for phase in cluster.phases]
 
 
-def _until_ready(corral: "Client", cluster: "Cluster") -> "Iterator[Cluster]":
+def _until_ready(corral: "Client", cluster: "Cluster", signs_for: "Collection[str]") -> "Iterator[Cluster]":
     from corral.sdk.clusters import is_started
 
     yield cluster
@@ -49,8 +55,31 @@ def _until_ready(corral: "Client", cluster: "Cluster") -> "Iterator[Cluster]":
         return
     for newer in corral.watch(cluster.id, newer_than=cluster.version):
         yield newer
+        if newer.awaits_signature and signs_for and newer.state in {"booked", "starting"}:
+            _sign(corral, newer, signs_for)
         if is_started(newer):
             return
+
+
+def _sign(corral: "Client", cluster: "Cluster", hosts: "Collection[str]") -> None:
+    """Signs what is proposed, unless a node is on a host that was not agreed to."""
+    from corral.sdk.errors import ApiError, ProposalRefused
+
+    if others := sorted({node.host for node in cluster.nodes if node.state not in _GONE} - set(hosts)):
+        raise ProposalRefused(
+            f"cluster {cluster.name} is to be on {', '.join(others)}, which the plan did not name; nothing was signed",
+            hint=f"`corral members {cluster.name} --approve` to agree, `corral down {cluster.name}` to cancel",
+            cluster=cluster.name,
+        )
+    try:
+        corral.sign(corral.proposal(cluster.id))
+    except ApiError as error:
+        if error.code not in {"nothing_proposed", "proposal_outdated"}:
+            raise  # What has changed meanwhile shows with the next look.
+
+
+_GONE = frozenset({"replaced", "lost", "ended"})
+"""States of nodes that are no longer wanted."""
 
 
 def _follow_lines(changes: "Iterator[Cluster]", first: "Cluster") -> "Cluster":

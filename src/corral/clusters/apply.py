@@ -62,6 +62,9 @@ async def apply(
         case Tell(phase, detail):
             await stamp(tx, cluster_id, phase, detail, None)
             await change(tx, cluster_id)
+        case Publish(members) if snapshot.is_pinned:
+            await mesh.propose_roster(tx, cluster_id, members, snapshot.relays, now)
+            await change(tx, cluster_id)
         case Publish(members):
             hosts = {str(one.node_id): one.host_id for one in snapshot.nodes}
             await mesh.publish_roster(tx, platform.master_key, cluster_id, members, snapshot.relays, now, hosts=hosts)

@@ -27,10 +27,19 @@ LEAF_SIZE = RaySize(0, 0, 0)
 
 
 async def book(
-    tx: Tx, platform: Platform, *, booking_id: BookingId, quote_id: QuoteId, renter_id: PersonId, now: datetime
+    tx: Tx,
+    platform: Platform,
+    *,
+    booking_id: BookingId,
+    quote_id: QuoteId,
+    renter_id: PersonId,
+    now: datetime,
+    roster_key: str | None = None,
 ) -> ClusterId:
     """
     Accepts a quote and wants its cluster from now on. The same booking id again returns the first cluster.
+
+    With a `roster_key` only the renter, who holds its other half, signs who is a member.
 
     Raises:
         QuoteUnknown, QuoteExpired, BookingConflict: there is no such quote, or the id is used.
@@ -59,6 +68,7 @@ async def book(
         raise GatewayUnavailable
     cluster_id = ClusterId(platform.ids.new(CLUSTER_PREFIX))
     values: dict[str, Any] = {"id": cluster_id, "booking_id": booking_id, "renter_id": renter_id, "name": booking.name}
+    values["roster_key"] = roster_key
     values["internet"] = (await market.quote_of(tx, quote_id, renter_id)).internet
     state = ClusterState.BOOKED.value
     await tx.execute(

@@ -23,7 +23,9 @@ def details(snapshot: Snapshot) -> dict[str, str]:
     """What is to be told about phases on the way."""
     workers = len(snapshot.workers)
     running = sum(has_containers(node) for node in _nodes(snapshot))
+    waits = snapshot.roster is None and snapshot.proposal is not None
     return {
+        "mesh": "waits for your signature" if waits else "",
         "containers": f"{running} of {workers + 1}",
         "workers": f"{_workers_joined(snapshot)} of {workers}",
     }

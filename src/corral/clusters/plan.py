@@ -180,12 +180,16 @@ def _plan_start(snapshot: Snapshot, now: datetime) -> list[Action]:
     held = reached(snapshot)
     if "ready" in held:
         return [*actions, *_stamps(snapshot, held[:-1]), BecomeReady()]
-    if now - snapshot.created_at >= timedelta(seconds=snapshot.limits.cluster_start_s):
+    if (unsigned := _unsigned(snapshot, now)) is not None:
+        return [unsigned]
+    if now - _began_at(snapshot, now) >= timedelta(seconds=snapshot.limits.cluster_start_s):
         missing = next(phase for phase in START_PHASES if phase not in held)
         return [FailStart(f"not ready after {snapshot.limits.cluster_start_s:.0f} s: the phase {missing!r} is missing")]
     failing = [(node, why) for node in snapshot.nodes if (why := _start_fault(node, snapshot, now)) is not None]
     for node, why in failing:
         what = "gateway" if node.kind == "leaf" else node.role
+        if snapshot.is_pinned and snapshot.roster is not None:
+            return [FailStart(f"the {what} on {node.host_name} failed, and its renter has signed the members: {why}")]
         if node.is_replacement:
             return [FailStart(f"the replacement for a {what}, on {node.host_name}, failed too: {why}")]
         if node.role == "head" and snapshot.workers and _stamped(snapshot, "head") is not None:
@@ -216,8 +220,12 @@ def _plan_ready(snapshot: Snapshot, now: datetime) -> list[Action]:
     for node in snapshot.nodes:
         why = _given_up(node, snapshot, now)
         reason = f"{node.host_name}: {why}"
+        if snapshot.is_pinned and node.kind == "leaf":
+            continue  # Another leaf would be another member.
         if why is not None and node.kind == "leaf":
             actions.append(MoveLeaf(node.node_id, reason))
+        elif why is not None and snapshot.is_pinned:
+            actions.append(Drop(node.node_id, reason, _lost_at(node, now)))
         elif why is not None:
             actions.append(Replace(node.node_id, reason, _lost_at(node, now)))
         elif _never_came(node, snapshot, now):
@@ -240,10 +248,10 @@ def _plan_end(snapshot: Snapshot, now: datetime) -> list[Action]:
 
 
 def _publish(snapshot: Snapshot, now: datetime) -> list[Action]:
-    members = roster_members(snapshot)
-    if snapshot.roster is not None:
+    members, newest = roster_members(snapshot), snapshot.proposal or snapshot.roster
+    if newest is not None:
         described = tuple(relay.described() for relay in snapshot.relays)
-        is_same = (snapshot.roster.members, snapshot.roster.relays) == (members, described)
+        is_same = (newest.members, newest.relays) == (members, described)
         return [] if is_same else [Publish(members)]
     nodes = [node for node in snapshot.nodes if node.kind == "node"]
     if not nodes or not all(has_keys(node) for node in nodes):
@@ -254,6 +262,25 @@ def _publish(snapshot: Snapshot, now: datetime) -> list[Action]:
         if (now - last).total_seconds() < LEAF_GRACE_S:
             return []
     return [Publish(members)]
+
+
+def _unsigned(snapshot: Snapshot, now: datetime) -> FailStart | None:
+    """The end of a start whose renter does not sign the members."""
+    if snapshot.roster is not None or snapshot.proposal is None:
+        return None
+    signature_s = snapshot.limits.signature_s
+    if now - snapshot.proposal.proposed_at < timedelta(seconds=signature_s):
+        return None
+    return FailStart(f"its renter did not sign its members within {signature_s:.0f} s")
+
+
+def _began_at(snapshot: Snapshot, now: datetime) -> datetime:
+    """Since when a start had all that it needs: the time that its renter takes to sign is nobody's fault."""
+    if not snapshot.is_pinned:
+        return snapshot.created_at
+    if snapshot.roster is not None:
+        return max(snapshot.created_at, snapshot.roster.signed_at)
+    return now if snapshot.proposal is not None else snapshot.created_at
 
 
 def _stamps(snapshot: Snapshot, held: tuple[str, ...]) -> list[Action]:

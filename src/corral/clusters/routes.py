@@ -13,14 +13,24 @@ from corral.clusters.errors import ClusterNotReady, ClusterOver
 from corral.clusters.guest_store import GUEST_ID_PATTERN, add_guest, drop_guest, guest_views
 from corral.clusters.loop import bump_cluster_of
 from corral.clusters.states import LIVING, ClusterState
-from corral.clusters.store import CLUSTER_TOPIC, change, cluster_row, head_address, look_again, own_cluster
+from corral.clusters.store import (
+    CLUSTER_TOPIC,
+    WORK_TOPIC,
+    change,
+    cluster_row,
+    head_address,
+    look_again,
+    own_cluster,
+)
 from corral.clusters.tables import cluster
 from corral.clusters.urls import enter_url
 from corral.clusters.views import cluster_view
 from corral.core.ids import BookingId, ClusterId, HostId, NodeId, QuoteId
 from corral.identity import CallerDep
 from corral.platform.http import PlatformDep
+from corral.platform.nudges import notify
 from corral.wire import api
+from corral.wire.agent import SignedRoster
 
 router = APIRouter(prefix="/v1/clusters", tags=["clusters"])
 
@@ -39,6 +49,7 @@ async def create_cluster(body: api.BookRequest, caller: CallerDep, platform: Pla
             quote_id=QuoteId(body.quote_id),
             renter_id=caller.person_id,
             now=now,
+            roster_key=body.roster_key,
         )
         return await cluster_view(tx, await cluster_row(tx, cluster_id), now)
 
@@ -208,9 +219,39 @@ async def list_rosters(
 ) -> api.RosterChain:
     """The signed rosters of a cluster's mesh that follow serial `after`: at most 200, in order; empty at the end."""
     async with platform.database.transaction() as tx:
-        cluster_id = ClusterId((await own_cluster(tx, caller.person_id, name_or_id)).id)
+        row = await own_cluster(tx, caller.person_id, name_or_id)
+        cluster_id = ClusterId(row.id)
         return api.RosterChain(
             cluster_id=cluster_id,
-            roster_key=mesh.roster_public_key(platform.master_key, cluster_id),
+            roster_key=row.roster_key or mesh.roster_public_key(platform.master_key, cluster_id),
             rosters=await mesh.chain(tx, cluster_id, after),
         )
+
+
+@router.get("/{name_or_id}/proposal")
+async def show_proposal(name_or_id: str, caller: CallerDep, platform: PlatformDep) -> api.RosterProposal:
+    """The next roster of a cluster whose renter alone signs, if one waits for it."""
+    async with platform.database.transaction() as tx:
+        cluster_id = ClusterId((await own_cluster(tx, caller.person_id, name_or_id)).id)
+        proposed = await mesh.proposed_roster(tx, cluster_id)
+    if proposed is None:
+        raise mesh.NothingProposed(cluster_id)
+    return api.RosterProposal(cluster_id=cluster_id, payload=proposed.payload, proposed_at=proposed.proposed_at)
+
+
+@router.post("/{name_or_id}/rosters", status_code=201)
+async def sign_proposal(
+    name_or_id: str, body: api.SignRosterRequest, caller: CallerDep, platform: PlatformDep
+) -> api.Cluster:
+    """Takes the renter's signature under the roster that is proposed; its nodes are told at once."""
+    async with platform.database.transaction() as tx:
+        row = await own_cluster(tx, caller.person_id, name_or_id, lock=True)
+        cluster_id, now = ClusterId(row.id), platform.clock.now()
+        if ClusterState(row.state) not in LIVING:
+            raise ClusterOver(row.name, row.state)
+        signed = SignedRoster(payload=body.payload, signature=body.signature)
+        await mesh.take_signature(tx, cluster_id, signed, roster_key=row.roster_key or "", now=now)
+        await bump_cluster_of(tx, BookingId(row.booking_id))
+        await change(tx, cluster_id, due_at=now)
+        await notify(tx, WORK_TOPIC, cluster_id)
+        return await cluster_view(tx, await cluster_row(tx, cluster_id), now)

@@ -8,7 +8,7 @@ from typing import Literal
 from corral.clusters.states import ClusterState
 from corral.core.ids import BookingId, ClusterId, HostId, NodeId
 from corral.devices import Liveness
-from corral.mesh import LatestRoster, RelayView
+from corral.mesh import LatestRoster, ProposedRoster, RelayView
 from corral.protocol.roster import Member
 from corral.wire.agent import NodeReport
 
@@ -24,6 +24,7 @@ class Limits:
     node_start_s: float
     cluster_start_s: float
     orphan_grace_s: float
+    signature_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,10 @@ class Snapshot:
     not_gone: int
     """Nodes no longer wanted whose hosts have not confirmed it yet."""
     roster: LatestRoster | None
+    is_pinned: bool = False
+    """Whether its renter alone signs its rosters: then nobody joins by himself."""
+    proposal: ProposedRoster | None = None
+    """What waits for the renter's signature."""
     relays: tuple[RelayView, ...] = ()
     """Those that its members should use."""
     guests: tuple[Member, ...] = ()

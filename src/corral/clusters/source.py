@@ -31,7 +31,13 @@ class ClusterSource:
     async def desired_for(self, tx: Tx, host_id: HostId) -> DesiredParts:
         """Specs, secrets and rosters of every node and leaf that is wanted on a host."""
         query = (
-            sa.select(node, cluster.c.name.label("cluster_name"), cluster.c.booking_id, cluster.c.internet)
+            sa.select(
+                node,
+                cluster.c.name.label("cluster_name"),
+                cluster.c.booking_id,
+                cluster.c.internet,
+                cluster.c.roster_key,
+            )
             .join(cluster, cluster.c.id == node.c.cluster_id)
             .where(node.c.host_id == host_id, node.c.removed_at.is_(None))
             .order_by(node.c.id)
@@ -53,7 +59,7 @@ class ClusterSource:
                 address=row.address,
                 network=str(networks[cluster_id]),
                 mtu=MTU,
-                roster_key=mesh.roster_public_key(self._platform.master_key, cluster_id),
+                roster_key=row.roster_key or mesh.roster_public_key(self._platform.master_key, cluster_id),
             )
             stop_after = bookings.stop_after(booking)
             if row.kind == "leaf":

@@ -282,6 +282,8 @@ async def snapshot(
         ),
         not_gone=sum(one.removed_at is not None and one.gone_at is None for one in nodes),
         roster=roster,
+        is_pinned=row.roster_key is not None,
+        proposal=await mesh.proposed_roster(tx, cluster_id),
         relays=mesh.wanted_relays(used, relays),
         guests=await guest_store.members(
             tx, cluster_id, roster, observed, now=now, serving_since=serving_since, lapse_s=settings.guest_lapse_s
@@ -291,6 +293,7 @@ async def snapshot(
             node_start_s=settings.node_start_s,
             cluster_start_s=settings.cluster_start_s,
             orphan_grace_s=settings.orphan_grace_s,
+            signature_s=settings.signature_s,
         ),
     )
 

@@ -30,6 +30,7 @@ cluster = Table(
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     Column("gateway_id", Text, nullable=False),
     Column("internet", Boolean, nullable=False),
+    Column("roster_key", Text),
     Column("created_at", Instant, nullable=False),
     Column("ready_at", Instant),
     Column("ending_at", Instant),
@@ -43,6 +44,8 @@ cluster = Table(
     Index("uq_cluster_name_living", "name", unique=True, postgresql_where=text("ended_at IS NULL")),
     Index("ix_cluster_due", "due_at", postgresql_where=text("ended_at IS NULL")),
 )
+
+"""`roster_key`: the renter's, who alone signs its rosters; NULL: the control plane's, which is derived."""
 
 cluster_history = Table(
     "cluster_history",

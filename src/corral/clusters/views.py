@@ -6,11 +6,11 @@ from typing import Any, cast
 import msgspec
 import sqlalchemy as sa
 
-from corral import bookings, devices
+from corral import bookings, devices, mesh
 from corral.clusters.snapshot import PHASES
 from corral.clusters.tables import node, node_line, phase
 from corral.clusters.urls import jobs_url
-from corral.core.ids import BookingId, HostId, LineId
+from corral.core.ids import BookingId, ClusterId, HostId, LineId
 from corral.platform.database import Tx
 from corral.wire import api
 from corral.wire.agent import NodeReport
@@ -47,6 +47,8 @@ async def cluster_view(tx: Tx, row: Any, now: datetime) -> api.Cluster:
         jobs_url=jobs_url(gateway.gateway_address, row.name) if gateway is not None and is_open else None,
         version=row.version,
         internet=row.internet,
+        is_pinned=row.roster_key is not None,
+        awaits_signature=is_open and await mesh.proposed_roster(tx, ClusterId(row.id)) is not None,
     )
 
 

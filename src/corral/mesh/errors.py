@@ -20,3 +20,28 @@ class NoNetworkLeft(MeshError):
             hint="corral down NAME",
             networks=networks,
         )
+
+
+class NothingProposed(MeshError):
+    """No roster of this cluster waits for its renter's signature."""
+
+    code = "nothing_proposed"
+
+    def __init__(self, cluster_id: str) -> None:
+        super().__init__(
+            f"no change of the members of cluster {cluster_id} waits for a signature; nothing was changed",
+            cluster_id=cluster_id,
+        )
+
+
+class ProposalOutdated(MeshError):
+    """The roster that was signed is not the one that is proposed now."""
+
+    code = "proposal_outdated"
+
+    def __init__(self, cluster_id: str) -> None:
+        super().__init__(
+            f"the proposed members of cluster {cluster_id} have changed since; what was signed was not taken",
+            hint="look at them and sign again: `corral members CLUSTER --approve`",
+            cluster_id=cluster_id,
+        )

@@ -8,14 +8,16 @@ from datetime import datetime
 import msgspec
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy.dialects.postgresql import insert
 
 from corral import devices
 from corral.core.ids import ClusterId, HostId
+from corral.mesh.errors import NothingProposed, ProposalOutdated
 from corral.mesh.relays import RelayView, give_mailboxes
-from corral.mesh.tables import roster
+from corral.mesh.tables import roster, roster_proposal
 from corral.platform.database import Tx
 from corral.platform.master_key import MasterKey
-from corral.protocol.roster import GENESIS, Member, Relay, Roster, payload_hash, payload_of, sign
+from corral.protocol.roster import GENESIS, Member, Relay, Roster, accept, payload_hash, payload_of, sign
 from corral.wire import api
 from corral.wire.agent import SignedRoster
 
@@ -36,6 +38,17 @@ class LatestRoster:
     """Without their mailboxes."""
     relays: tuple[Relay, ...]
     signed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedRoster:
+    """A roster that waits for its renter's signature."""
+
+    payload: str
+    members: tuple[Member, ...]
+    """Without their mailboxes."""
+    relays: tuple[Relay, ...]
+    proposed_at: datetime
 
 
 def roster_key(master_key: MasterKey, cluster_id: ClusterId) -> Ed25519PrivateKey:
@@ -124,6 +137,59 @@ async def publish_roster(
         )
     )
     return following.serial
+
+
+async def propose_roster(
+    tx: Tx, cluster_id: ClusterId, members: Sequence[Member], relays: Sequence[RelayView], now: datetime
+) -> None:
+    """Gives members their mailboxes and keeps the next roster for its renter to sign, unless nothing changed."""
+    latest, described = await latest_roster(tx, cluster_id), tuple(one.described() for one in relays)
+    if latest is not None and (latest.members, latest.relays) == (in_order(members), described):
+        await tx.execute(sa.delete(roster_proposal).where(roster_proposal.c.cluster_id == cluster_id))
+        return
+    placed = await give_mailboxes(tx, cluster_id, members, relays)
+    payload = payload_of(successor(cluster_id, latest, placed, described))
+    statement = insert(roster_proposal).values(cluster_id=cluster_id, payload=payload, proposed_at=now)
+    await tx.execute(statement.on_conflict_do_update(index_elements=["cluster_id"], set_={"payload": payload}))
+
+
+async def proposed_roster(tx: Tx, cluster_id: ClusterId) -> ProposedRoster | None:
+    """The roster that waits for its renter's signature; None if none does."""
+    row = (await tx.execute(sa.select(roster_proposal).where(roster_proposal.c.cluster_id == cluster_id))).one_or_none()
+    if row is None:
+        return None
+    found = msgspec.json.decode(row.payload, type=Roster)
+    members = tuple(msgspec.structs.replace(member, mailboxes=()) for member in found.members)
+    return ProposedRoster(row.payload, members, found.relays, row.proposed_at)
+
+
+async def take_signature(
+    tx: Tx, cluster_id: ClusterId, signed: SignedRoster, *, roster_key: str, now: datetime
+) -> None:
+    """
+    Makes the proposed roster of a cluster, whose row is locked, the newest one, by its renter's signature.
+
+    Raises:
+        NothingProposed: none waits.
+        ProposalOutdated: what was signed is not what is proposed now.
+        RosterRefused: the signature is not by the cluster's roster key.
+    """
+    proposed, latest = await proposed_roster(tx, cluster_id), await latest_roster(tx, cluster_id)
+    if proposed is None:
+        raise NothingProposed(cluster_id)
+    if proposed.payload != signed.payload:
+        raise ProposalOutdated(cluster_id)
+    taken = accept(
+        signed.payload,
+        signed.signature,
+        cluster_id=cluster_id,
+        roster_key=roster_key,
+        last_serial=latest.serial if latest else 0,
+        last_hash=latest.payload_hash if latest else None,
+    )
+    values = {"cluster_id": cluster_id, "serial": taken.serial, "payload": signed.payload}
+    await tx.execute(sa.insert(roster).values(**values, signature=signed.signature, signed_at=now))
+    await tx.execute(sa.delete(roster_proposal).where(roster_proposal.c.cluster_id == cluster_id))
 
 
 async def signed_rosters(tx: Tx, cluster_ids: Iterable[ClusterId]) -> dict[str, SignedRoster]:

@@ -38,6 +38,18 @@ roster = Table(
 )
 """Never edited: every node and client can check that each roster names the hash of the one before."""
 
+roster_proposal = Table(
+    "roster_proposal",
+    metadata,
+    Column("cluster_id", Text, ForeignKey("mesh_network.cluster_id"), primary_key=True),
+    Column("payload", Text, nullable=False),
+    Column("proposed_at", Instant, nullable=False),
+)
+"""
+The next roster of a cluster whose renter alone signs. `proposed_at`: since when one waits, whatever it was changed to
+meanwhile.
+"""
+
 relay = Table(
     "relay",
     metadata,

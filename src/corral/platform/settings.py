@@ -52,6 +52,7 @@ class ServerSettings(BaseModel):
     liveness_flush_s: Seconds = 1
     node_start_s: Seconds = Field(default=60, description="a node that is not up by then is replaced, once")
     cluster_start_s: Seconds = Field(default=180, description="a start that is not ready by then fails as a whole")
+    signature_s: Seconds = Field(default=600, description="a start whose renter does not sign its members fails then")
     orphan_grace_s: Seconds = 60
     hold_hours_max: Annotated[int, Field(ge=2)] = Field(
         default=24, description="hours ahead that are held; more are held at each full hour, so that one is not enough"

@@ -304,9 +304,9 @@ def quote_for(request: api.ClusterRequest) -> Call[api.Quote]:
     return Call(method="POST", path="/v1/quotes", read=_model(api.Quote), body=_json(request), is_repeatable=True)
 
 
-def book(booking_id: str, quote_id: str) -> Call[api.Cluster]:
+def book(booking_id: str, quote_id: str, *, roster_key: str | None = None) -> Call[api.Cluster]:
     with _request():
-        request = api.BookRequest(id=BookingId(booking_id), quote_id=QuoteId(quote_id))
+        request = api.BookRequest(id=BookingId(booking_id), quote_id=QuoteId(quote_id), roster_key=roster_key)
     return Call(method="POST", path="/v1/clusters", read=_model(api.Cluster), body=_json(request), is_repeatable=True)
 
 
@@ -366,6 +366,19 @@ def ray_access(name_or_id: str) -> Call[api.RayAccess]:
 
 def remove_guest(name_or_id: str, guest_id: str) -> Call[None]:
     return Call(method="DELETE", path=_guest_path(name_or_id, guest_id), read=_nothing, is_repeatable=True)
+
+
+def proposal(name_or_id: str) -> Call[api.RosterProposal]:
+    path = f"{_cluster_path(name_or_id)}/proposal"
+    return Call(method="GET", path=path, read=_model(api.RosterProposal), is_repeatable=True)
+
+
+def sign_roster(name_or_id: str, *, payload: str, signature: str) -> Call[api.Cluster]:
+    path = f"{_cluster_path(name_or_id)}/rosters"
+    with _request():
+        request = api.SignRosterRequest(payload=payload, signature=signature)
+    # Sent twice it finds nothing proposed any more, which looks like a failure.
+    return Call(method="POST", path=path, read=_model(api.Cluster), body=_json(request), is_repeatable=False)
 
 
 def create_ticket(name_or_id: str) -> Call[api.TicketAnswer]:

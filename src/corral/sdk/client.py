@@ -20,6 +20,7 @@ from corral.wire import api
 
 if TYPE_CHECKING:
     from corral.protocol.roster import Roster
+    from corral.sdk.pins import Proposal
     from corral.sdk.rosters import ChainReader, Members
 
 T = TypeVar("T")
@@ -231,9 +232,21 @@ class Client:
 
     # --- clusters ---
 
-    def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
-        """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
-        return self._run(calls.book(booking_id or new_id("bk"), quote_id))
+    def book(self, quote_id: str, *, booking_id: str | None = None, pin_members: bool = False) -> api.Cluster:
+        """
+        Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent.
+
+        With `pin_members` a key that stays on this machine signs who is a member: see `proposal` and `sign`.
+
+        Raises:
+            RosterKeyMissing: that key cannot be kept.
+        """
+        booking_id, roster_key = booking_id or new_id("bk"), None
+        if pin_members:
+            from corral.sdk.pins import make_key
+
+            roster_key = make_key(booking_id)
+        return self._run(calls.book(booking_id, quote_id, roster_key=roster_key))
 
     def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
         """The person's clusters, newest first."""
@@ -340,6 +353,33 @@ class Client:
         url = checked_url(jobs_url(self.cluster(name_or_id)))
         context = None if is_plain(url) else tls.gateway_context(self.config)
         return Gateway(url, config.key_of(self.config), context)
+
+    def proposal(self, name_or_id: str) -> "Proposal":
+        """
+        The roster that waits for the person's signature, looked at.
+
+        Raises:
+            ProposalRefused: it is not what this client signs.
+            RosterKeyMissing: this machine does not hold the key.
+            ApiError: `nothing_proposed`.
+        """
+        from corral.sdk.pins import look_at
+
+        cluster = self.cluster(name_or_id)
+        return look_at(self._run(calls.proposal(cluster.id)), cluster, self.members(cluster.id))
+
+    def sign(self, proposal: "Proposal") -> api.Cluster:
+        """
+        Signs a proposal: its members make up the cluster's mesh from then on.
+
+        Raises:
+            RosterKeyMissing: this machine does not hold the key.
+            ApiError: `proposal_outdated`, when another has been proposed since.
+        """
+        from corral.sdk.pins import signature_of
+
+        signature = signature_of(proposal)
+        return self._run(calls.sign_roster(proposal.cluster_id, payload=proposal.payload, signature=signature))
 
     def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""
@@ -524,9 +564,14 @@ class AsyncClient:
         """A priced placement for a wish."""
         return await self._run(calls.quote_for(request))
 
-    async def book(self, quote_id: str, *, booking_id: str | None = None) -> api.Cluster:
-        """Books a quote: all of it or nothing. The same `booking_id` books once, however often it is sent."""
-        return await self._run(calls.book(booking_id or new_id("bk"), quote_id))
+    async def book(self, quote_id: str, *, booking_id: str | None = None, pin_members: bool = False) -> api.Cluster:
+        """Books a quote: all of it or nothing; see `Client.book`."""
+        booking_id, roster_key = booking_id or new_id("bk"), None
+        if pin_members:
+            from corral.sdk.pins import make_key
+
+            roster_key = await asyncio.to_thread(make_key, booking_id)
+        return await self._run(calls.book(booking_id, quote_id, roster_key=roster_key))
 
     async def clusters(self, *, include_ended: bool = False) -> list[api.Cluster]:
         """The person's clusters, newest first."""
@@ -607,6 +652,21 @@ class AsyncClient:
         url = checked_url(jobs_url(await self.cluster(name_or_id)))
         context = None if is_plain(url) else await asyncio.to_thread(tls.gateway_context, self.config)
         return Gateway(url, config.key_of(self.config), context)
+
+    async def proposal(self, name_or_id: str) -> "Proposal":
+        """The roster that waits for the person's signature, looked at; see `Client.proposal`."""
+        from corral.sdk.pins import look_at
+
+        cluster = await self.cluster(name_or_id)
+        proposed, members = await self._run(calls.proposal(cluster.id)), await self.members(cluster.id)
+        return await asyncio.to_thread(look_at, proposed, cluster, members)
+
+    async def sign(self, proposal: "Proposal") -> api.Cluster:
+        """Signs a proposal; see `Client.sign`."""
+        from corral.sdk.pins import signature_of
+
+        signature = await asyncio.to_thread(signature_of, proposal)
+        return await self._run(calls.sign_roster(proposal.cluster_id, payload=proposal.payload, signature=signature))
 
     async def create_ticket(self, name_or_id: str) -> api.TicketAnswer:
         """A way into the cluster's dashboard for a browser: works once, for a minute."""

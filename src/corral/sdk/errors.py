@@ -147,6 +147,18 @@ class PortTaken(SdkError):
     code = "port_taken"
 
 
+class RosterKeyMissing(SdkError):
+    """The key that signs a cluster's rosters is not on this machine."""
+
+    code = "roster_key_missing"
+
+
+class ProposalRefused(SdkError):
+    """A proposed roster is not what this client signs."""
+
+    code = "proposal_refused"
+
+
 class JobInvalid(SdkError):
     """Base of what is wrong with a job before anything of it was sent."""
 

@@ -294,7 +294,7 @@ class ChainReader:
             if present.serial >= following.serial:
                 return
         try:
-            _make_folder(self._path.parent)
+            make_folder(self._path.parent)
             config.write_private(self._path, msgspec.json.format(msgspec.json.encode(following)).decode() + "\n")
         except OSError as error:
             raise _unusable(self._path, self._cluster_id, f"cannot be written: {error}") from error
@@ -342,7 +342,7 @@ def _members(roster: Roster, sightings: Mapping[tuple[str, ...], Sighting]) -> l
     ]
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Makes the folder, 0700, within the data folder, which `corral serve` may share."""
     data = folder.parent
     # As root the control plane lets PostgreSQL's own user pass through it.

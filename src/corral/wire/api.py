@@ -333,6 +333,9 @@ ClusterState = Literal["booked", "starting", "ready", "ending", "ended", "failed
 class BookRequest(Request):
     id: Id = Field(description="client-made booking id (prefix `bk`)")
     quote_id: Id
+    roster_key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{43}=$")] | None = Field(
+        default=None, description="your Ed25519 public key, base 64: you alone sign who is a member"
+    )
 
 
 class Phase(Answer):
@@ -385,6 +388,8 @@ class Cluster(Answer):
     jobs_url: str | None = Field(description="Ray's job endpoint, with the Bearer key")
     version: int = Field(description="grows with every change; `GET …?newer_than=version` waits for the next")
     internet: bool = Field(default=True, description="whether its workloads reach the internet")
+    is_pinned: bool = Field(default=False, description="its renter alone signs who is a member; nobody is replaced")
+    awaits_signature: bool = Field(default=False, description="a roster is proposed that its renter has not signed")
 
 
 class ChainedRoster(Answer):
@@ -394,6 +399,21 @@ class ChainedRoster(Answer):
     payload: str = Field(description="canonical JSON of the roster: exactly what is signed and hashed")
     signature: str = Field(description="Ed25519 over `corral mesh roster v1`, a line feed and the payload; base 64")
     signed_at: datetime = Field(description="by the control plane's clock; not part of what is signed")
+
+
+class RosterProposal(Answer):
+    """The roster that follows the newest one, as soon as its renter signs it."""
+
+    cluster_id: str
+    payload: str = Field(description="canonical JSON of the roster: exactly what is to be signed")
+    proposed_at: datetime = Field(description="since when a proposal waits")
+
+
+class SignRosterRequest(Request):
+    payload: Annotated[str, Field(max_length=4_000_000)] = Field(description="of the proposal, unchanged")
+    signature: Annotated[str, Field(max_length=128)] = Field(
+        description="Ed25519 over `corral mesh roster v1`, a line feed and the payload; base 64"
+    )
 
 
 class RosterChain(Answer):

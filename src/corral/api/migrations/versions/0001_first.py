@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("version", sa.BigInteger(), server_default=sa.text("1"), nullable=False),
         sa.Column("gateway_id", sa.Text(), nullable=False),
         sa.Column("internet", sa.Boolean(), nullable=False),
+        sa.Column("roster_key", sa.Text(), nullable=True),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
         sa.Column("ready_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
         sa.Column("ending_at", postgresql.TIMESTAMP(timezone=True), nullable=True),
@@ -441,6 +442,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("cluster_id", "serial", name="pk_roster"),
     )
     op.create_table(
+        "roster_proposal",
+        sa.Column("cluster_id", sa.Text(), nullable=False),
+        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("proposed_at", postgresql.TIMESTAMP(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["cluster_id"], ["mesh_network.cluster_id"], name=op.f("fk_roster_proposal_cluster_id_mesh_network")
+        ),
+        sa.PrimaryKeyConstraint("cluster_id", name=op.f("pk_roster_proposal")),
+    )
+    op.create_table(
         "ticket",
         sa.Column("secret_hash", sa.LargeBinary(), nullable=False),
         sa.Column("cluster_id", sa.Text(), nullable=False),
@@ -603,6 +614,7 @@ def downgrade() -> None:
     op.drop_table("web_session")
     op.drop_index(op.f("ix_ticket_cluster_id"), table_name="ticket")
     op.drop_table("ticket")
+    op.drop_table("roster_proposal")
     op.drop_table("roster")
     op.drop_table("relay_measure")
     op.drop_table("relay")
