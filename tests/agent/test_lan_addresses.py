@@ -4,7 +4,8 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from corral.agent.host_engine import LAN_ADDRESSES_MAX, HostEngine, lan_addresses
+from corral.agent.host_engine import HostEngine, lan_addresses
+from corral.protocol.peers import LAN_ADDRESSES_MAX
 
 BRIDGES = [IPv4Network("172.17.0.0/16"), IPv4Network("172.18.0.0/16")]
 

@@ -282,18 +282,19 @@ def set_host(
     if cap is None and place is None:
         raise UsageProblem("nothing is to be set; nothing was changed", hint="--traffic-cap, or --location with --at")
     cap_bytes = parse_traffic(cap) if cap is not None else None
+    said: list[str] = []
     with client() as corral:
+        found = corral.host(host)
         if place is not None:
             (country, region, city), (latitude, longitude) = place
             found = corral.claim_location(
-                host, country=country, region=region, city=city, latitude=latitude, longitude=longitude
+                found.id, country=country, region=region, city=city, latitude=latitude, longitude=longitude
             )
+            said.append(f"{found.name} is in {_place(found)}")
         if cap is not None:
-            found = corral.set_traffic_cap(host, cap_bytes)
-    said = [f"{found.name} is in {_place(found)}"] if place is not None else []
-    if cap is not None:
-        shown = traffic_cap(found.traffic_cap_bytes)
-        said.append(f"internet traffic of each device of {found.name}: {shown}; what is booked keeps what was quoted")
+            found = corral.set_traffic_cap(found.id, cap_bytes)
+            shown = traffic_cap(found.traffic_cap_bytes)
+            said.append(f"internet traffic of each device of {found.name}: {shown}; what is booked keeps its cap")
     _tell(found, "; ".join(said))
 
 

@@ -63,14 +63,13 @@ async def apply(
             await stamp(tx, cluster_id, phase, detail, None)
             await change(tx, cluster_id)
         case Publish(members) if snapshot.is_pinned:
-            await mesh.propose_roster(tx, cluster_id, members, snapshot.relays, now)
+            await mesh.propose_roster(tx, cluster_id, members, snapshot.relays, now, hosts=hosts_of(snapshot))
             await change(tx, cluster_id)
         case Publish(members):
-            hosts = {str(one.node_id): one.host_id for one in snapshot.nodes}
-            await mesh.publish_roster(tx, platform.master_key, cluster_id, members, snapshot.relays, now, hosts=hosts)
+            master_key, hosts = platform.master_key, hosts_of(snapshot)
+            await mesh.publish_roster(tx, master_key, cluster_id, members, snapshot.relays, now, hosts=hosts)
             await devices.bump(tx, {one.host_id for one in snapshot.nodes})
             await change(tx, cluster_id)  # Whoever watches the cluster looks at its roster again.
-            await change(tx, cluster_id)
         case BecomeReady():
             await _become_ready(tx, snapshot, now)
         case Replace(node_id, reason, lost_at):
@@ -96,6 +95,11 @@ async def apply(
             await mesh.close_mesh(tx, cluster_id, now)
         case _:
             assert_never(action)
+
+
+def hosts_of(snapshot: Snapshot) -> dict[str, HostId]:
+    """By node, the host that it is on."""
+    return {str(one.node_id): one.host_id for one in snapshot.nodes}
 
 
 async def fail_start(tx: Tx, cluster_id: ClusterId, booking_id: BookingId, reason: str, now: datetime) -> None:

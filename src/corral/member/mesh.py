@@ -25,7 +25,7 @@ from corral.member.probes import Prober
 from corral.member.roster import Observer, Peer, Roster, RosterRefused, is_ipv4, pin_address, pin_network, read_roster
 from corral.member.sizes import Sizes
 from corral.member.tunnel import PeerState, Tunnel, TunnelPeer
-from corral.protocol.paths import Paths, PeerPlan, Plane, Route
+from corral.protocol.paths import Paths, PeerPlan, Plane, Planes, Route
 
 PLANES: "tuple[Plane, ...]" = ("direct", "relayed")
 RELAYED_PORT_STEP = 1
@@ -56,7 +56,7 @@ class Settings(NamedTuple):
     interfaces: "tuple[str, str]" = (firewall.INTERFACES["direct"], firewall.INTERFACES["relayed"])
     """Of the direct plane and of the relayed one."""
     outside: str = firewall.HOST_INTERFACE
-    """The interface that WireGuard's packets leave by; empty if that may change, so that no larger packets are tried."""
+    """The interface that WireGuard's packets leave by; empty: it may change, and no larger packets are tried."""
 
     def interface(self, plane: "Plane") -> str:
         """The interface of a plane."""
@@ -172,14 +172,14 @@ class Mesh:
         self._renewals: deque[float] = deque()
         self._generation: dict[Plane, int] = dict.fromkeys(PLANES, 0)
         """How often a plane was renewed: what was known of its paths is not true any more."""
-        self._chosen: dict[str, tuple[str, ...]] = {}
+        self._chosen: dict[str, Planes] = {}
         """Planes that carry the traffic to each peer."""
         self._probers: dict[Plane, Prober] = {}
         self._roster: Roster | None = None
         self._peers: dict[str, Peer] = {}
         self._of_pin: dict[str, str] = {}
         self._of_key: dict[str, str] = {}
-        self._routes: dict[str, tuple[tuple[str, ...], int]] = {}
+        self._routes: dict[str, tuple[Planes, int]] = {}
         """Planes and packet size of each peer that has a route of its own."""
         self._handshaken: tuple[str, ...] = ()
         self._meter = Meter()
@@ -435,7 +435,7 @@ class Mesh:
     def _lay(self, addresses: Iterable[str]) -> None:
         """Brings peers' routes to planes and packet size; the network's own is direct, at the size for everybody."""
         commands: list[str] = []
-        plain = ("direct",), self._settings.mtu
+        plain: tuple[Planes, int] = ("direct",), self._settings.mtu
         for address in addresses:
             planes, size = wanted = self._chosen.get(address, plain[0]), self._sizes.mtu(address)
             if wanted == self._routes.get(address, plain):

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
+from corral.member.probes import Prober, known_mtu
 from corral.protocol.path_mtu import SIZES, PathMtus, wire_bytes
 from corral.protocol.paths import Plane
-from corral.member.probes import Prober, known_mtu
 
 _WIREGUARD_BYTES = 32
 """What WireGuard adds to a packet in its own counters."""

@@ -122,9 +122,7 @@ async def publish_roster(
     described = tuple(one.described() for one in relays)
     if latest is not None and (latest.members, latest.relays) == (in_order(members), described):
         return latest.serial
-    rtts_us = await devices.rtts_to_relays(tx, set(hosts.values()))
-    of_node = {node_id: rtts_us.get(host_id, {}) for node_id, host_id in hosts.items()}
-    placed = await give_mailboxes(tx, cluster_id, members, relays, rtts_us=of_node)
+    placed = await give_mailboxes(tx, cluster_id, members, relays, rtts_us=await _rtts_of_nodes(tx, hosts))
     following = successor(cluster_id, latest, placed, described)
     payload = payload_of(following)
     await tx.execute(
@@ -140,14 +138,20 @@ async def publish_roster(
 
 
 async def propose_roster(
-    tx: Tx, cluster_id: ClusterId, members: Sequence[Member], relays: Sequence[RelayView], now: datetime
+    tx: Tx,
+    cluster_id: ClusterId,
+    members: Sequence[Member],
+    relays: Sequence[RelayView],
+    now: datetime,
+    *,
+    hosts: Mapping[str, HostId],
 ) -> None:
-    """Gives members their mailboxes and keeps the next roster for its renter to sign, unless nothing changed."""
+    """Like `publish_roster`, but keeps the next roster for its renter to sign."""
     latest, described = await latest_roster(tx, cluster_id), tuple(one.described() for one in relays)
     if latest is not None and (latest.members, latest.relays) == (in_order(members), described):
         await tx.execute(sa.delete(roster_proposal).where(roster_proposal.c.cluster_id == cluster_id))
         return
-    placed = await give_mailboxes(tx, cluster_id, members, relays)
+    placed = await give_mailboxes(tx, cluster_id, members, relays, rtts_us=await _rtts_of_nodes(tx, hosts))
     payload = payload_of(successor(cluster_id, latest, placed, described))
     statement = insert(roster_proposal).values(cluster_id=cluster_id, payload=payload, proposed_at=now)
     await tx.execute(statement.on_conflict_do_update(index_elements=["cluster_id"], set_={"payload": payload}))
@@ -227,3 +231,9 @@ async def chain(tx: Tx, cluster_id: ClusterId, after: int) -> list[api.ChainedRo
         api.ChainedRoster(serial=row.serial, payload=row.payload, signature=row.signature, signed_at=row.signed_at)
         for row in await tx.execute(page.order_by(roster.c.serial))
     ]
+
+
+async def _rtts_of_nodes(tx: Tx, hosts: Mapping[str, HostId]) -> dict[str, Mapping[str, int]]:
+    """By node, how far relays are from its host, microseconds."""
+    rtts_us = await devices.rtts_to_relays(tx, set(hosts.values()))
+    return {node_id: rtts_us.get(host_id, {}) for node_id, host_id in hosts.items()}

@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.CheckConstraint("health IN ('checking','ok','failed')", name=op.f("ck_host_health")),
         sa.CheckConstraint("intent IN ('active','paused','draining','left')", name=op.f("ck_host_intent")),
         sa.CheckConstraint("role IN ('host','gateway','relay')", name=op.f("ck_host_role")),
+        sa.CheckConstraint("tier IN ('','low','medium','high','ultra-high')", name=op.f("ck_host_tier")),
         sa.CheckConstraint("traffic_cap_bytes > 0", name=op.f("ck_host_traffic_cap_positive")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_host")),
     )
