@@ -1,7 +1,10 @@
 """Fixtures of the lab's own tests."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +31,41 @@ def lab() -> Iterator[Lab]:
     with Lab() as made:
         yield made
     assert made.left_behind() == []
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def wireguard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH with `wg` and `wireguard-go` as the image corral-net has them, with the loader they need."""
+    folder = tmp_path_factory.mktemp("wireguard")
+    image = json.loads((ROOT / ".cache/images.json").read_text())["corral-net"]
+    # The loader of the image's architecture is where every program of it says.
+    find = "for name in wg wireguard-go; do readlink -f $(command -v $name); done; "
+    find += "ldd $(command -v wg) | grep -o '/[^ ]*' | while read path; do readlink -f $path; done"
+    docker = ("docker", "run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c")
+    paths = subprocess.run((*docker, find), check=True, capture_output=True, text=True).stdout.split()
+    packed = subprocess.run((*docker, f"tar -c {' '.join(paths)}"), check=True, capture_output=True).stdout
+    subprocess.run(("tar", "-x", "-C", folder, "--transform", "s,.*/,,"), input=packed, check=True)
+    loader = next(path for path in folder.iterdir() if path.name.startswith("ld-"))
+    for name in ("wg", "wireguard-go"):
+        (folder / name).rename(folder / f"{name}.real")
+        (folder / name).write_text(
+            f'#!/bin/sh\nexec {loader} --library-path {folder} --argv0 {name} {folder}/{name}.real "$@"\n'
+        )
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python of 3.11 with nothing but Ray as published, from the lock of the image corral-ray."""
+    if sys.version_info[:2] != (3, 11):
+        pytest.skip("Ray's client wants the Python of the cluster, 3.11")
+    folder = tmp_path_factory.mktemp("ray") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    sync = [str(ROOT / ".cache/tools/bin/uv"), "pip", "sync", "--quiet", "--require-hashes"]
+    sync += ["--python", str(folder / "bin/python"), str(ROOT / "images/ray/requirements.txt")]
+    subprocess.run(sync, check=True)
+    return folder / "bin/python"

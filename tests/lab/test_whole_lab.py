@@ -1,6 +1,7 @@
 """The whole on real hosts with engines, agents and relays of their own, behind every kind of NAT."""
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,20 @@ while time.monotonic() < until or rounds < 3:
     rounds += 1
 alive = sum(node["Alive"] for node in ray.nodes())
 print("result", json.dumps({"hosts": sorted(hosts), "rounds": rounds, "alive": alive}), flush=True)
+"""
+
+HOSTS = """
+import json, sys, ray
+ray.init(sys.argv[1])
+
+@ray.remote(num_cpus=1)
+def host():
+    import socket
+    return socket.gethostname()
+
+strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+places = [strategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+print(json.dumps(sorted(ray.get([host.options(scheduling_strategy=place).remote() for place in places], timeout=120))))
 """
 
 
@@ -123,6 +138,45 @@ def test_hosts_behind_every_kind_of_nat_are_one_cluster(whole: Lab) -> None:
     seen = whole.json("rae", "show", "whole", "--members")
     assert {member["name"] for member in seen["members"]} == {*NATS, "gateway"}
     assert {len(member["mailboxes"]) for member in seen["members"]} == {2}
+
+
+def connected(lab: Lab, environment: dict[str, str]) -> dict[str, str]:
+    """What `corral connect` says once the renter's machine is a member."""
+    machine = lab.machine("rae")
+    log = machine.log_file("connect")
+    before = len(log.read_text()) if log.exists() else 0
+    machine.spawn(["corral", "connect", "whole", "--json"], name="connect", environment=environment)
+    wait_for(lambda: "ray_address" in log.read_text()[before:])
+    said = log.read_text()[before:]
+    return json.loads(said[said.index("{") :])
+
+
+def test_a_renters_machine_behind_nat_speaks_to_ray_itself(whole: Lab, wireguard: Path, ray_python: Path) -> None:
+    """Once it is a member, it needs no control plane; killed, it takes its place again; left, nothing of it is left."""
+    machine = whole.machine("rae")
+    environment = whole.environment("rae")
+    environment["PATH"] = f"{wireguard}:{environment['PATH']}"
+    before = machine.run(["ip", "-json", "route"])
+    first = connected(whole, environment)
+    machine.signal("connect", signal.SIGKILL)
+    assert machine.wait_ended("connect", timeout_s=20)
+    member = connected(whole, environment)
+    assert member == first
+    whole.kill_control_plane()
+    client = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": member["token_path"]}
+    said = machine.run([str(ray_python), "-c", HOSTS, member["ray_address"]], environment=client)
+    assert json.loads(said.splitlines()[-1]) == sorted(NATS)
+    # From a node, nothing of that machine can be opened: it answers only what it asked for.
+    reach = f"import socket; socket.create_connection(('{member['address']}', 22), 3)"
+    with pytest.raises(LabFailed, match="timed out"):
+        in_mesh(whole, "ada", "python3", "-c", reach)
+    whole.start_control_plane()
+    machine.signal("connect", signal.SIGINT)
+    assert machine.wait_ended("connect", timeout_s=60)
+    assert machine.run(["ip", "-json", "route"]) == before
+    assert "corral" not in machine.run(["nft", "list", "tables"])
+    wait_for(lambda: "guest" not in str(whole.json("rae", "show", "whole", "--members")["members"]))
+    assert not Path(member["token_path"]).exists()
 
 
 def test_a_job_outlives_its_paths_its_relays_and_the_control_plane(whole: Lab, tmp_path: Path) -> None:
