@@ -265,7 +265,7 @@ class Bench:
     def nodes(self, mesh: Mesh) -> list[Node]:
         """The members of a mesh with a container each for traffic."""
         return [
-            Node(address, part.name, self._work(f"{part.name.removesuffix('-mesh')[-20:]}-work", pause.name))
+            Node(address, part.name, self._work(f"{part.name.rpartition(self.run + '-')[2]}-work", pause.name))
             for address, pause, part in zip(mesh.addresses, mesh.pauses, mesh.meshes, strict=True)
         ]
 

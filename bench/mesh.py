@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -46,6 +47,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few rounds and members of each")
     parser.add_argument("--only", choices=PARTS, action="append", help="only this part; may be repeated")
     options = parser.parse_args()
+    # Who ends us, ends what we started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     images = json.loads((ROOT / ".cache/images.json").read_text())
     stolen, busy, began = *_machine_s(), time.monotonic()
     figures: dict[str, Figure] = {}
