@@ -52,7 +52,7 @@ async def test_an_end_that_was_asked_for_before_a_replacement_joined_still_ends_
 
 
 def _quoted(line: bookings.Line) -> market.QuotedLine:
-    fields = [name for name in market.QuotedLine.__dataclass_fields__ if name != "development"]
+    fields = [name for name in market.QuotedLine.__dataclass_fields__ if name not in ("development", "tier")]
     return market.QuotedLine(**{name: getattr(line, name) for name in fields}, development=False)
 
 
