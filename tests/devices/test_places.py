@@ -1,5 +1,6 @@
 """The places of hosts and relays in PostgreSQL: fitted when something was measured, by one replica at a time."""
 
+import asyncio
 import random
 from datetime import timedelta
 
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 
 from corral.core.ids import HostId
 from corral.devices import AgentDesk
-from corral.devices.places import CLAIM, places_of, turn
+from corral.devices.places import CLAIM, Place, places_of, run, turn
 from corral.devices.tables import place_fit, relay_measure
 from corral.platform.http import Platform
 from corral.testing.clock import FakeClock
@@ -74,3 +75,24 @@ async def test_while_one_replica_fits_no_other_does_and_a_dead_one_is_followed(
     assert await turn(platform) == 0
     clock.advance(CLAIM.total_seconds() + 1)
     assert await turn(platform) == 8
+
+
+async def test_the_loop_fits_each_period_and_ends_at_once_when_the_process_stops(
+    platform: Platform, clock: FakeClock, hosts: list[HostId]
+) -> None:
+    """A minute's wait must not hold a stop up."""
+    await measure(platform, hosts)
+    stop = asyncio.Event()
+    running = asyncio.create_task(run(platform, stop))
+    await clock.run_for(platform.settings.places_period_s - 1)
+    async with platform.database.transaction() as tx:
+        assert await places_of(tx, hosts) == {}
+    clock.advance(1)
+    async with asyncio.timeout(30):
+        found: dict[HostId, Place] = {}
+        while not found:
+            async with platform.database.transaction() as tx:
+                found = await places_of(tx, hosts)
+        stop.set()
+        await running
+    assert len(found) == 8

@@ -103,8 +103,7 @@ async def places_of(tx: Tx, host_ids: Iterable[HostId]) -> dict[HostId, Place]:
 async def run(platform: Platform, stop: asyncio.Event) -> None:
     """Fits again and again until `stop` is set. An absent database costs a delay, not the process."""
     failing = False
-    while not stop.is_set():
-        await platform.clock.sleep(platform.settings.places_period_s)
+    while not await _is_over(platform, stop):
         try:
             await turn(platform)
             failing = False
@@ -112,6 +111,20 @@ async def run(platform: Platform, stop: asyncio.Event) -> None:
             if not failing:
                 _log.warning("places.fit_failed", reason=type(error).__name__)
             failing = True
+
+
+async def _is_over(platform: Platform, stop: asyncio.Event) -> bool:
+    """Waits for the next pass; True as soon as the process stops."""
+    waits = {
+        asyncio.ensure_future(platform.clock.sleep(platform.settings.places_period_s)),
+        asyncio.ensure_future(stop.wait()),
+    }
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+    return stop.is_set()
 
 
 async def turn(platform: Platform) -> int:
