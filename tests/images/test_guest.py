@@ -17,7 +17,7 @@ from corral.member import firewall
 from corral.member.commands import must
 from corral.member.mesh import Mesh, Settings
 must("nft", "-f", "-", given=firewall.guest_rules({INTERFACES}, table="corral_guest_0"))
-settings = Settings("{GUEST}", "{NETWORK}", "leaf", 1280, 41000, (), {INTERFACES})
+settings = Settings("{GUEST}", "{NETWORK}", "leaf", 1280, 41000, (), interfaces={INTERFACES}, outside="")
 mesh = Mesh(settings, ControlInput(), emit)
 try:
     mesh.run()

@@ -1,5 +1,7 @@
 """The mesh container by itself: restarts, silent peers, the way out, and what it says when it cannot work."""
 
+import difflib
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -282,11 +284,19 @@ def state_of(mesh: Part) -> dict[str, list[str]]:
         "routes": "ip route show table all | grep -v ' table local'",
         "rules": "ip rule",
         "links": "ip -o link | awk '{print $2, $5}'",
-        "firewall": "nft list ruleset",
+        "firewall": "nft --stateless list ruleset",
         "peers": "for i in wgd wgr; do echo $i $(wg show $i peers | wc -l); done",
         "processes": "cat /proc/[0-9]*/comm | grep wireguard | sort",
     }
     return {what: mesh.run("sh", "-c", look)[1].splitlines() for what, look in looks.items()}
+
+
+def settled(mesh: Part) -> dict[str, list[str]]:
+    """The same once packets are as large as the path carries: some seconds after a start."""
+    deadline = time.monotonic() + DEADLINE_S
+    while "mtu 1420" not in "".join((found := state_of(mesh))["routes"]):
+        assert time.monotonic() < deadline, found["routes"]
+    return found
 
 
 def test_twenty_restarts_leave_nothing_twice(lab: Lab) -> None:
@@ -296,7 +306,7 @@ def test_twenty_restarts_leave_nothing_twice(lab: Lab) -> None:
         pair.tell(n, 1)
     for n in range(2):
         pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
-    before = [state_of(mesh) for mesh in pair.meshes]
+    before = [settled(mesh) for mesh in pair.meshes]
     for serial in range(2, 22):
         pair.meshes[0] = lab.restart(pair.meshes[0])
         since = pair.meshes[1].mark()
@@ -314,7 +324,7 @@ def until_equal(look: Callable[[], Any], wanted: Any) -> None:
     """Returns once a look shows what is wanted: packet sizes settle some seconds after a start."""
     deadline = time.monotonic() + DEADLINE_S
     while (found := look()) != wanted:
-        assert time.monotonic() < deadline, found
+        assert time.monotonic() < deadline, _differences(found, wanted)
 
 
 KILL = "kill -9 $(grep -l wireguard-go /proc/[0-9]*/comm | cut -d/ -f3)"
@@ -329,7 +339,7 @@ def test_wireguard_that_dies_is_there_again_with_its_peers(lab: Lab) -> None:
         pair.tell(n, 1)
     for n in range(2):
         pair.meshes[n].wait_type("peers", handshaken=[(THERE, HERE)[n]])
-    before = state_of(pair.meshes[0])
+    before = settled(pair.meshes[0])
     for _ in range(3):
         since = pair.meshes[0].mark()
         assert pair.meshes[0].run("sh", "-c", KILL)[0] == 0
@@ -361,3 +371,8 @@ def test_mesh_and_pause_end_at_once_when_told_to(lab: Lab) -> None:
 def _stop_status(part: Part) -> int:
     assert part.stop(within_s=60) < 30
     return part.inspect()["State"]["ExitCode"]
+
+
+def _differences(found: Any, wanted: Any) -> list[str]:
+    """Lines that only one of two states has."""
+    return list(difflib.unified_diff(*(json.dumps(one, indent=1).splitlines() for one in (wanted, found)), n=0))
