@@ -375,4 +375,5 @@ def _stop_status(part: Part) -> int:
 
 def _differences(found: Any, wanted: Any) -> list[str]:
     """Lines that only one of two states has."""
-    return list(difflib.unified_diff(*(json.dumps(one, indent=1).splitlines() for one in (wanted, found)), n=0))
+    before, after = (json.dumps(one, indent=1).splitlines() for one in (wanted, found))
+    return list(difflib.unified_diff(before, after, n=0))
