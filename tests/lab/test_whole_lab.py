@@ -1,6 +1,7 @@
 """The whole on real hosts with engines, agents and relays of their own, behind every kind of NAT."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -164,8 +165,18 @@ def test_a_renters_machine_behind_nat_speaks_to_ray_itself(whole: Lab, wireguard
     assert member == first
     whole.kill_control_plane()
     client = environment | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": member["token_path"]}
-    said = machine.run([str(ray_python), "-c", HOSTS, member["ray_address"]], environment=client)
-    assert json.loads(said.splitlines()[-1]) == sorted(NATS)
+
+    def hosts() -> list[str]:
+        """The hosts that Ray names; none while the server that it starts for each client is not up within its 30 s."""
+        try:
+            said = machine.run([str(ray_python), "-c", HOSTS, member["ray_address"]], environment=client)
+        except LabFailed as error:
+            if "Starting Ray client server failed" not in error.message:
+                raise
+            return []
+        return json.loads(said.splitlines()[-1])
+
+    wait_for(lambda: hosts() == sorted(NATS), within_s=240)
     # From a node, nothing of that machine can be opened: it answers only what it asked for.
     reach = f"import socket; socket.create_connection(('{member['address']}', 22), 3)"
     with pytest.raises(LabFailed, match="timed out"):
@@ -250,6 +261,10 @@ def is_mended(lab: Lab, host: str, what: str) -> bool:
     return node["state"] == "running" and what in node["reason"]
 
 
+LONG = pytest.mark.skipif(not os.environ.get("CORRAL_TEST_ALL"), reason="takes minutes: scripts/test --all")
+
+
+@LONG
 def test_what_dies_on_a_host_is_mended_there(whole: Lab) -> None:
     """A mesh, a whole network, an agent, the gateway's leaf: the same nodes go on, and the cluster stays ready."""
     before = {host: node["id"] for host, node in nodes_of(whole).items()}
@@ -266,6 +281,7 @@ def test_what_dies_on_a_host_is_mended_there(whole: Lab) -> None:
     assert whole.json("rae", "show", "whole")["reason"] == ""
 
 
+@LONG
 def test_a_head_whose_ray_dies_is_started_anew_and_its_workers_join_it(whole: Lab) -> None:
     """The jobs of before are lost, and the renter is told; the cluster takes new ones."""
     before = {host: node["id"] for host, node in nodes_of(whole).items()}
@@ -277,6 +293,7 @@ def test_a_head_whose_ray_dies_is_started_anew_and_its_workers_join_it(whole: La
     assert {host: node["id"] for host, node in nodes_of(whole).items()} == before
 
 
+@LONG
 def test_a_host_that_stays_away_is_replaced_and_empties_itself_when_it_is_back(whole: Lab, tmp_path: Path) -> None:
     """A driver that waits for it learns of it; another host takes the place at no higher rate; nothing is left."""
     whole.add_machine("emil", has_engine=True, owner="emil")

@@ -251,6 +251,7 @@ class EmbeddedPostgres:
         arguments = [str(binaries / "postgres"), "-D", str(self._folder / "data")]
         for name, value in settings.items():
             arguments += ["-c", f"{name}={value}"]
+        left_at = _pid_file_time(self._folder / "data")
         with _open_private(log) as output:
             self._process = subprocess.Popen(
                 launcher_arguments(arguments, self._user),
@@ -261,11 +262,16 @@ class EmbeddedPostgres:
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C in a terminal must reach us alone: we stop the server in order.
             )
-        self._wait_until_ready(log)
+        self._wait_until_ready(log, left_at)
         _log.info("postgres.started", pid=self._process.pid, seconds=round(time.monotonic() - started, 3))
 
-    def _wait_until_ready(self, log: Path) -> None:
-        """Waits for the word `ready`, which the server writes into its pid file (as `pg_ctl` does)."""
+    def _wait_until_ready(self, log: Path, left_at: int | None) -> None:
+        """
+        Waits for the word `ready`, which the server writes into its pid file (as `pg_ctl` does).
+
+        A file from `left_at` is of a server that was killed. It may name the number that the new one has got: after a
+        restart of the machine numbers begin anew.
+        """
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -275,7 +281,8 @@ class EmbeddedPostgres:
                     hint=f"read {log}",
                 )
             lines = _pid_file_lines(self._folder / "data")
-            if len(lines) >= 8 and lines[0] == str(self._process.pid) and lines[7].strip() == "ready":
+            is_own = lines[:1] == [str(self._process.pid)] and _pid_file_time(self._folder / "data") != left_at
+            if is_own and len(lines) >= 8 and lines[7].strip() == "ready":
                 return
             time.sleep(0.01)
         raise PostgresUnavailable(
@@ -380,3 +387,11 @@ def _tail(log: Path) -> str:
         return log.read_text(errors="replace")[-1000:].strip() or "it said nothing"
     except OSError:
         return "it left no log"
+
+
+def _pid_file_time(data: Path) -> int | None:
+    """When the pid file was written, nanoseconds; None if there is none."""
+    try:
+        return (data / "postmaster.pid").stat().st_mtime_ns
+    except OSError:
+        return None
