@@ -60,12 +60,17 @@ def wireguard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python of 3.11 with nothing but Ray as published, from the lock of the image corral-ray."""
+    """A Python of 3.11 with Ray and nothing of Corral's: the packages of the image corral-ray on this machine's own."""
     if sys.version_info[:2] != (3, 11):
         pytest.skip("Ray's client wants the Python of the cluster, 3.11")
-    folder = tmp_path_factory.mktemp("ray") / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    sync = [str(ROOT / ".cache/tools/bin/uv"), "pip", "sync", "--quiet", "--require-hashes"]
-    sync += ["--python", str(folder / "bin/python"), str(ROOT / "images/ray/requirements.txt")]
-    subprocess.run(sync, check=True)
-    return folder / "bin/python"
+    folder = tmp_path_factory.mktemp("ray")
+    image = json.loads((ROOT / ".cache/images.json").read_text())["corral-ray"]
+    command = "tar -c -C $(python3 -c 'import ray; print(ray.__path__[0])')/.. ."
+    docker = ("docker", "run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c", command)
+    with subprocess.Popen(docker, stdout=subprocess.PIPE) as packed:
+        subprocess.run(("tar", "-x", "--no-same-owner", "-C", folder), stdin=packed.stdout, check=True)
+    assert packed.returncode == 0
+    program = folder / "python-with-ray"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.base_prefix}/bin/python3.11 -sS "$@"\n')
+    program.chmod(0o755)
+    return program
