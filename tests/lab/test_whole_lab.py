@@ -315,8 +315,7 @@ def test_a_host_that_stays_away_is_replaced_and_empties_itself_when_it_is_back(w
     assert {node["host"]: node["state"] for node in cluster["nodes"]}[gone["host"]] == "replaced"
     wait_for(lambda: living(whole) == set(nodes_of(whole)))
     # Nobody gets its device before it has confirmed that the old node is gone.
-    status = whole.json(gone["provider"], "host", "show", gone["host"])["status"]
-    assert status == "offline"
+    assert whole.json(gone["provider"], "host", "show", gone["host"], at="rae")["status"] == "offline"
     assert len(whole.engine(gone["host"]).containers("corral-nd_*")) == 3
     whole.reconnect(gone["host"])
     wait_for(lambda: whole.json(gone["provider"], "host", "show", gone["host"])["status"] == "idle")
